@@ -1,0 +1,170 @@
+//! Bells: messages that buy their receiver claims on a queue.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use schemas::{JobId, NewJob, TraceContext};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tracing::warn;
+
+use crate::broker::Broker;
+
+/// Says that `count` jobs of a queue became available. It may be lost, doubled or coalesced without harm: the ledger
+/// chooses what a claim gets. Well under 1 KiB as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Bell {
+    /// The queue.
+    pub queue: String,
+    /// How many jobs its commit made available.
+    pub count: u32,
+    /// One of them, for logs alone.
+    pub job_id: JobId,
+    /// Where that one was made, for a span link alone.
+    #[serde(flatten)]
+    pub trace: TraceContext,
+}
+
+/// The bells that a commit is to ring: one for each queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bells(BTreeMap<String, Bell>);
+
+impl Bells {
+    /// Counts one job that became available.
+    pub fn add(&mut self, queue: &str, job_id: JobId, trace: &TraceContext) {
+        self.add_bell(Bell { queue: queue.to_owned(), count: 1, job_id, trace: trace.clone() });
+    }
+
+    /// Counts a new job, which is available at once unless it waits for its time.
+    pub fn add_new(&mut self, job: &NewJob) {
+        self.add(&job.queue, job.id, &job.trace);
+    }
+
+    /// Adds what another bell announces.
+    pub fn add_bell(&mut self, bell: Bell) {
+        match self.0.get_mut(&bell.queue) {
+            Some(known) => known.count = known.count.saturating_add(bell.count),
+            None => {
+                self.0.insert(bell.queue.clone(), bell);
+            }
+        }
+    }
+
+    /// Adds what other bells announce.
+    pub fn merge(&mut self, other: Self) {
+        other.0.into_values().for_each(|bell| self.add_bell(bell));
+    }
+
+    /// Whether there is nothing to ring.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bells, by queue.
+    pub fn iter(&self) -> impl Iterator<Item = &Bell> {
+        self.0.values()
+    }
+
+    /// Takes the bells out.
+    pub fn into_vec(self) -> Vec<Bell> {
+        self.0.into_values().collect()
+    }
+}
+
+/// Rings after commits, in a task of its own: nobody who commits waits for the broker. What is to be rung while the
+/// broker confirms coalesces.
+#[derive(Clone)]
+pub(crate) struct Ringer(Arc<Rope>);
+
+#[derive(Default)]
+struct Rope {
+    waiting: Mutex<Bells>,
+    pulled: Notify,
+    /// Told whenever everything has been rung.
+    quiet: Notify,
+    ringing: Mutex<bool>,
+}
+
+impl Ringer {
+    pub(crate) fn start(broker: Arc<dyn Broker>) -> Self {
+        let rope = Arc::new(Rope::default());
+        let ringer = Self(Arc::clone(&rope));
+        tokio::spawn(async move {
+            loop {
+                rope.pulled.notified().await;
+                while let Some(bells) = rope.take() {
+                    // Only said: the jobs are in the ledger, and whoever polls will find them.
+                    if let Err(error) = broker.ring(&bells).await {
+                        warn!(error = &error as &dyn std::error::Error, bells = bells.len(), "bells did not ring");
+                    }
+                }
+                rope.quiet.notify_waiters();
+            }
+        });
+        ringer
+    }
+
+    /// Has bells rung, soon.
+    pub(crate) fn ring(&self, bells: Bells) {
+        if !bells.is_empty() {
+            lock(&self.0.waiting).merge(bells);
+            self.0.pulled.notify_one();
+        }
+    }
+
+    /// Waits until everything has been rung, for at most `patience`.
+    pub(crate) async fn drain(&self, patience: Duration) {
+        let quiet = self.0.quiet.notified();
+        let busy = {
+            let waiting = lock(&self.0.waiting);
+            *lock(&self.0.ringing) || !waiting.is_empty()
+        };
+        if busy {
+            let _given_up = tokio::time::timeout(patience, quiet).await;
+        }
+    }
+}
+
+impl Rope {
+    fn take(&self) -> Option<Vec<Bell>> {
+        let mut waiting = lock(&self.waiting);
+        let bells = std::mem::take(&mut *waiting);
+        *lock(&self.ringing) = !bells.is_empty();
+        (!bells.is_empty()).then(|| bells.into_vec())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bells_of_one_queue_become_one_with_their_counts_added() {
+        let id = JobId::at(schemas::Timestamp::UNIX_EPOCH);
+        let mut bells = Bells::default();
+        bells.add("default", id, &TraceContext::default());
+        bells.add("notify", id, &TraceContext::default());
+        let mut more = Bells::default();
+        more.add("default", id, &TraceContext::default());
+        bells.merge(more);
+        let counts: Vec<(&str, u32)> = bells.iter().map(|bell| (bell.queue.as_str(), bell.count)).collect();
+        assert_eq!(counts, [("default", 2), ("notify", 1)]);
+    }
+
+    #[test]
+    fn a_bell_is_small() {
+        let bell = Bell {
+            queue: "q".repeat(64),
+            count: u32::MAX,
+            job_id: JobId::at(schemas::Timestamp::UNIX_EPOCH),
+            trace: TraceContext { traceparent: Some("0".repeat(55)), tracestate: Some("s".repeat(512)) },
+        };
+        assert!(serde_json::to_string(&bell).unwrap().len() < 1024);
+    }
+}

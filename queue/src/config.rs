@@ -1,0 +1,41 @@
+//! Where the ledger and the broker are.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemas::{JobId, NewJob, Timestamp};
+
+/// Makes the job that tells people about a discarded one: its id, its kind, the error. None where nobody is to be told
+/// (a discarded notice must not make another).
+pub type NoticeOfDiscard = Arc<dyn Fn(JobId, &str, &str, Timestamp) -> Option<NewJob> + Send + Sync>;
+
+/// How to open a [`crate::Queue`].
+#[derive(Clone)]
+pub struct QueueConfig {
+    /// `sqlite:<path>` or `postgres://...`, with its password.
+    pub ledger: String,
+    /// `in-process` or `amqp://...`, with its password.
+    pub broker: String,
+    /// How long an attempt may go without a heartbeat before it is rescued.
+    pub lease: Duration,
+    /// Who is told about discarded jobs.
+    pub notice: Option<NoticeOfDiscard>,
+}
+
+impl QueueConfig {
+    /// The lease where nothing else is said.
+    pub const LEASE: Duration = Duration::from_secs(30);
+
+    /// A configuration with the usual lease.
+    pub fn new(ledger: impl Into<String>, broker: impl Into<String>) -> Self {
+        Self { ledger: ledger.into(), broker: broker.into(), lease: Self::LEASE, notice: None }
+    }
+}
+
+impl fmt::Debug for QueueConfig {
+    /// Leaves the addresses out: they hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueConfig").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,2 @@
+//! stub
+pub(crate) use super::Sqlite as Postgres;

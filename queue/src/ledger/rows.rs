@@ -1,0 +1,1 @@
+//! Conversions between rows and types that both engines share.

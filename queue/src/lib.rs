@@ -1,0 +1,20 @@
+//! The queue: the ledger that is the only truth, the broker that carries bells, and what lies above both engines.
+//!
+//! Nothing outside this crate knows an engine's name. [`Queue`] is what the producer, the worker and the console hold.
+
+mod advance;
+mod batch;
+pub mod bell;
+pub mod broker;
+pub mod clock;
+mod config;
+pub mod ledger;
+mod queue;
+pub mod retry;
+pub mod trace;
+mod upkeep;
+
+pub use bell::Bell;
+pub use clock::LedgerClock;
+pub use config::{NoticeOfDiscard, QueueConfig};
+pub use queue::{OpenError, Queue};

@@ -1,0 +1,106 @@
+//! The promoter, the rescuer and the pruner. They run in every process and need no leader: the ledger gives each row to
+//! one of them only.
+
+use std::time::Duration;
+
+use schemas::Timestamp;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Queue;
+use crate::ledger::LedgerError;
+
+/// A look at least so often: other processes put jobs off as well.
+const PROMOTE_EVERY: Duration = Duration::from_secs(5);
+/// A lease is rescued at most so much later than it ended.
+const RESCUE_EVERY: Duration = Duration::from_secs(5);
+/// The database's time is sampled so often.
+const SAMPLE_EVERY: Duration = Duration::from_secs(30);
+/// What has expired is forgotten so often.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// At most so many rows in one transaction; a full one is followed at once by the next.
+const ROWS: u32 = 500;
+
+/// Works until told to stop. What fails is said, and done again at its next turn.
+pub(crate) async fn run(queue: &Queue, put_off: &Notify, stop: CancellationToken) {
+    let start = Instant::now();
+    let mut turns = Turns { promote: start, rescue: start, sample: start + SAMPLE_EVERY, prune: start + PRUNE_EVERY };
+    loop {
+        let due = turns.promote.min(turns.rescue).min(turns.sample).min(turns.prune);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = put_off.notified() => turns.promote = Instant::now(),
+            () = tokio::time::sleep_until(due) => {}
+        }
+        turns.take(queue).await;
+    }
+}
+
+struct Turns {
+    promote: Instant,
+    rescue: Instant,
+    sample: Instant,
+    prune: Instant,
+}
+
+impl Turns {
+    async fn take(&mut self, queue: &Queue) {
+        let now = Instant::now();
+        if self.promote <= now {
+            self.promote = Instant::now() + said(promote(queue).await, "promote").unwrap_or(PROMOTE_EVERY);
+        }
+        if self.rescue <= now {
+            said(rescue(queue, queue.clock().now()).await, "rescue");
+            self.rescue = Instant::now() + RESCUE_EVERY;
+        }
+        if self.sample <= now {
+            if let Some(time) = said(queue.ledger().time().await, "tell the time") {
+                queue.clock().correct(time);
+            }
+            self.sample = Instant::now() + SAMPLE_EVERY;
+        }
+        if self.prune <= now {
+            said(prune(queue).await, "prune");
+            self.prune = Instant::now() + PRUNE_EVERY;
+        }
+    }
+}
+
+fn said<T>(result: Result<T, LedgerError>, what: &str) -> Option<T> {
+    result.inspect_err(|error| warn!(error = error as &dyn std::error::Error, "the ledger could not {what}")).ok()
+}
+
+/// Makes available what is due; how long until the next look.
+async fn promote(queue: &Queue) -> Result<Duration, LedgerError> {
+    loop {
+        let now = queue.clock().now();
+        let promoted = queue.ledger().promote(ROWS, now).await?;
+        let done = promoted.bells.iter().map(|bell| bell.count).sum::<u32>();
+        queue.ring(promoted.bells);
+        if done < ROWS {
+            let next = promoted.next.and_then(|next| (next - now).to_std().ok());
+            return Ok(next.unwrap_or(PROMOTE_EVERY).clamp(Duration::from_millis(10), PROMOTE_EVERY));
+        }
+    }
+}
+
+/// Takes back the jobs whose lease ended before the given time.
+pub(crate) async fn rescue(queue: &Queue, before: Timestamp) -> Result<(), LedgerError> {
+    loop {
+        let rescued = queue.ledger().rescue(before, ROWS, queue.clock().now()).await?;
+        for job in &rescued.jobs {
+            info!(job.id = %job.attempt.job, job.kind, job.attempt = job.attempt.number, "lease ran out; now {}", job.state.as_str());
+        }
+        queue.ring(rescued.bells);
+        if rescued.jobs.len() < ROWS as usize {
+            return Ok(());
+        }
+    }
+}
+
+async fn prune(queue: &Queue) -> Result<(), LedgerError> {
+    while queue.ledger().prune(ROWS, queue.clock().now()).await? >= u64::from(ROWS) {}
+    Ok(())
+}

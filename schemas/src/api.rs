@@ -1,0 +1,196 @@
+//! Requests and responses of the HTTP API, and the views that operators read.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    AttemptRecord, Event, EventId, JobId, JobState, Priority, RunId, RunState, Standing, StepRecord, Timestamp,
+};
+
+/// The answer to a delivery.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DeliveryAnswer {
+    /// The event; none while the delivery lies in the spool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<EventId>,
+    /// The jobs that it made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobId>,
+    /// This delivery is already committed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub duplicate: bool,
+    /// Verified, but not readable as an event.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub quarantined: bool,
+    /// A suspected replay, kept without jobs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub held: bool,
+    /// The ledger is away: the delivery is on disk and will be read into it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub spooled: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// An error, as every API answers it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorAnswer {
+    /// What went wrong and what to do.
+    pub error: String,
+}
+
+/// Starts a runbook or a single job: `POST /api/v1/runs`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartRequest {
+    /// A runbook's name, or a job kind.
+    pub run: String,
+    /// The runbook's inputs, or the job's arguments.
+    #[serde(default)]
+    pub with: Map<String, Value>,
+    /// Why; kept with the run.
+    pub reason: String,
+    /// A name for this start, up to 200 characters: a second request with it starts nothing and answers the first one's
+    /// id, for 24 hours.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// What was started.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct StartAnswer {
+    /// The run, where a runbook was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// The job, where a single one was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+    /// The key was taken: this is what holds it, and nothing was started.
+    #[serde(default)]
+    pub existing: bool,
+}
+
+/// An event, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct EventView {
+    /// The event; in quarantine its facts are empty.
+    pub event: Event,
+    /// What became of the delivery.
+    pub standing: Standing,
+    /// Why it is held or quarantined.
+    pub reason: Option<String>,
+    /// When we received it.
+    pub received_at: Timestamp,
+    /// What the routes said that could not be evaluated.
+    pub route_errors: Vec<String>,
+    /// The jobs made for it, those of runs left out.
+    pub jobs: Vec<JobId>,
+    /// The runs started for it.
+    pub runs: Vec<RunId>,
+}
+
+/// A job, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// Its kind.
+    pub kind: String,
+    /// Its queue.
+    pub queue: String,
+    /// Its priority.
+    pub priority: Priority,
+    /// Its state.
+    pub state: JobState,
+    /// Its arguments.
+    pub args: Value,
+    /// When it may run next, where it waits for that.
+    pub run_at: Option<Timestamp>,
+    /// When it was stored.
+    pub created_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// How many attempts failed.
+    pub failures: i32,
+    /// How many processes died under it without progress.
+    pub crashes: i32,
+    /// Why it is in its state: the error, the condition that was false, who cancelled it.
+    pub reason: Option<String>,
+    /// What it put out.
+    pub output: Option<Value>,
+    /// The event that it was made for.
+    pub event: Option<EventId>,
+    /// The run that it belongs to.
+    pub run: Option<RunId>,
+    /// The trace that it was made in, in hex.
+    pub trace_id: Option<String>,
+    /// Its attempts, first to last.
+    pub attempts: Vec<AttemptRecord>,
+    /// Its steps, in the order of their start.
+    pub steps: Vec<StepRecord>,
+}
+
+/// A run, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RunView {
+    /// Its id.
+    pub id: RunId,
+    /// The runbook's name.
+    pub runbook: String,
+    /// How it stands.
+    pub state: RunState,
+    /// What it was started with.
+    pub inputs: Value,
+    /// When it was started.
+    pub created_at: Timestamp,
+    /// When its last job ended.
+    pub finished_at: Option<Timestamp>,
+    /// The event that it was started for.
+    pub event: Option<EventId>,
+    /// Who started it.
+    pub actor: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Its jobs, each after those it needs.
+    pub jobs: Vec<RunJobView>,
+}
+
+/// A job in a run, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RunJobView {
+    /// Its name in the runbook.
+    pub name: String,
+    /// Its id.
+    pub job: JobId,
+    /// Its kind.
+    pub kind: String,
+    /// Its state.
+    pub state: JobState,
+    /// The jobs that it needs.
+    pub needs: Vec<String>,
+    /// Why it is in its state.
+    pub reason: Option<String>,
+    /// What it put out.
+    pub output: Option<Value>,
+    /// When its first attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// How many jobs of a queue are in each state that is not finished.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct QueueView {
+    /// Its name.
+    pub queue: String,
+    /// Jobs by state.
+    pub jobs: BTreeMap<String, u64>,
+    /// When the job was made available that has waited longest.
+    pub oldest_available: Option<Timestamp>,
+}

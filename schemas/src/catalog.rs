@@ -1,0 +1,101 @@
+//! The catalog: which job kinds there are. Made from the worker's registry, read by everyone who makes jobs, so that a
+//! route to an unknown kind, or with wrong arguments, fails at start-up and not at night.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use serde_json::value::to_raw_value;
+
+use crate::{EventId, JobId, Key, NewJob, Priority, Problem, Timestamp, TraceContext};
+
+/// What the configuration defines, by name, for checks of arguments.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Names {
+    pub databases: BTreeSet<String>,
+    pub stores: BTreeSet<String>,
+    pub channels: BTreeSet<String>,
+}
+
+/// One job kind, as those see it who make jobs.
+#[derive(Clone, Debug)]
+pub struct KindInfo {
+    /// Its name.
+    pub kind: &'static str,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// The queue that its jobs wait in.
+    pub queue: &'static str,
+    /// Their place in that queue.
+    pub priority: Priority,
+    /// The JSON schema of its arguments.
+    pub schema: fn() -> Value,
+    /// What is wrong with given arguments.
+    pub check: fn(&Value, &Names) -> Vec<Problem>,
+    /// What a job with these arguments is the only one of.
+    pub key: fn(&Value) -> Option<Key>,
+    /// The names that its output has, for conditions: null where anything may stand below.
+    pub output: fn() -> Value,
+}
+
+/// All job kinds.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    kinds: BTreeMap<&'static str, KindInfo>,
+    names: Names,
+}
+
+impl Catalog {
+    /// A catalog of the given kinds, whose checks know the given names.
+    pub fn new(kinds: impl IntoIterator<Item = KindInfo>, names: Names) -> Self {
+        Self { kinds: kinds.into_iter().map(|kind| (kind.kind, kind)).collect(), names }
+    }
+
+    /// All kinds, by name.
+    pub fn kinds(&self) -> impl Iterator<Item = &KindInfo> {
+        self.kinds.values()
+    }
+
+    /// One kind.
+    pub fn kind(&self, name: &str) -> Result<&KindInfo, Problem> {
+        self.kinds.get(name).ok_or_else(|| Problem::unknown("job kind", name, self.kinds.keys().copied()))
+    }
+
+    /// What is wrong with a job of this kind and these arguments.
+    pub fn check(&self, kind: &str, args: &Value) -> Vec<Problem> {
+        match self.kind(kind) {
+            Ok(info) => (info.check)(args, &self.names),
+            Err(problem) => vec![problem],
+        }
+    }
+
+    /// A job, checked, ready to be stored.
+    pub fn job(&self, kind: &str, args: &Value, now: Timestamp) -> Result<NewJob, Problem> {
+        let info = self.kind(kind)?;
+        if let Some(problem) = (info.check)(args, &self.names).into_iter().next() {
+            return Err(problem);
+        }
+        let args_text = to_raw_value(args).map_err(|error| Problem::new(error.to_string()))?;
+        Ok(NewJob {
+            id: JobId::at(now),
+            kind: info.kind.to_owned(),
+            args: args_text,
+            queue: info.queue.to_owned(),
+            priority: info.priority,
+            run_at: None,
+            key: (info.key)(args),
+            event: None,
+            trace: TraceContext::default(),
+        })
+    }
+}
+
+impl NewJob {
+    /// Ties the job to the event that it is made for, and to its trace.
+    #[must_use]
+    pub fn made_for(mut self, event: EventId, trace: TraceContext) -> Self {
+        self.event = Some(event);
+        self.trace = trace;
+        self
+    }
+}

@@ -1,0 +1,32 @@
+//! The contract between Nightporter's rooms: its nouns as types, without I/O.
+//!
+//! Everything that crosses a seam (the ledger, the broker, HTTP, the command line) is one of these types. The
+//! published JSON schemas under `schemas/json/` are emitted from them.
+
+pub mod api;
+pub mod attempt;
+pub mod catalog;
+pub mod condition;
+pub mod event;
+pub mod ids;
+pub mod job;
+pub mod problem;
+pub mod run;
+pub mod runbook;
+pub mod template;
+pub mod trace_context;
+
+pub use attempt::{AttemptId, AttemptRecord, ClaimedJob, Outcome, StepRecord, StepState};
+pub use catalog::{Catalog, KindInfo, Names};
+pub use condition::Condition;
+pub use event::{Event, Facts, Standing};
+pub use ids::{EventId, JobId, RunId, WorkerId};
+pub use job::{JobState, Key, NewJob, Priority};
+pub use problem::Problem;
+pub use run::{NewRun, PlannedJob, RunState};
+pub use runbook::Runbook;
+pub use template::Template;
+pub use trace_context::TraceContext;
+
+/// A moment, UTC. The ledgers keep it in microseconds.
+pub type Timestamp = chrono::DateTime<chrono::Utc>;

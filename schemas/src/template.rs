@@ -1,0 +1,178 @@
+//! Templates: the `{{ ... }}` in a route's or runbook's `with`.
+//!
+//! A text that is one expression takes that expression's value as it is, so that a number stays a number. A template
+//! that needs what is null or unknown fails by name; it never becomes an empty string.
+
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+use minijinja::value::ValueKind;
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use serde_json::Value;
+
+use crate::Problem;
+use crate::condition::unknown_field;
+
+/// A JSON value with templates in its texts, all of them parsed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template(Value);
+
+/// A template that could not be rendered.
+#[derive(Debug, thiserror::Error)]
+#[error("`{template}`: {reason}")]
+pub struct TemplateError {
+    template: String,
+    reason: String,
+}
+
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
+
+fn environment<'source>() -> Environment<'source> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::None | ValueKind::Undefined => {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, "a value that it needs is null"))
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+    environment
+}
+
+impl Template {
+    /// Takes a value apart and parses every text in it.
+    pub fn parse(value: Value) -> Result<Self, Problem> {
+        each_text(&value, &mut |text| variables_of(text).map(|_| ()))?;
+        Ok(Self(value))
+    }
+
+    /// The variables that it reads and that cannot be there. `shape` is as for [`crate::Condition::check`].
+    pub fn check(&self, shape: &Value) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let found: Result<(), Problem> = each_text(&self.0, &mut |text| {
+            for name in variables_of(text)? {
+                let path: Vec<String> = name.split('.').map(str::to_owned).collect();
+                problems.extend(unknown_field(&path, shape));
+            }
+            Ok(())
+        });
+        problems.extend(found.err());
+        problems
+    }
+
+    /// Fills it in. `variables` is an object.
+    pub fn render(&self, variables: &Value) -> Result<Value, TemplateError> {
+        render_value(&self.0, variables)
+    }
+}
+
+/// Parses a text; the dotted names that it reads.
+fn variables_of(text: &str) -> Result<HashSet<String>, Problem> {
+    match environment().template_from_str(text) {
+        Ok(template) => Ok(template.undeclared_variables(true)),
+        Err(error) => Err(Problem::new(format!("`{text}` is not a template: {}", without_place(&error)))),
+    }
+}
+
+fn each_text(value: &Value, visit: &mut impl FnMut(&str) -> Result<(), Problem>) -> Result<(), Problem> {
+    match value {
+        Value::String(text) => visit(text),
+        Value::Array(items) => items.iter().try_for_each(|item| each_text(item, visit)),
+        Value::Object(fields) => {
+            fields.iter().try_for_each(|(name, field)| each_text(field, visit).map_err(|problem| problem.within(name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn render_value(value: &Value, variables: &Value) -> Result<Value, TemplateError> {
+    match value {
+        Value::String(text) => render_text(text, variables)
+            .map_err(|error| TemplateError { template: text.clone(), reason: without_place(&error) }),
+        Value::Array(items) => items.iter().map(|item| render_value(item, variables)).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, field)| Ok((name.clone(), render_value(field, variables)?))).collect()
+        }
+        other => Ok(other.clone()),
+    }
+}
+
+fn render_text(text: &str, variables: &Value) -> Result<Value, minijinja::Error> {
+    if !text.contains("{{") && !text.contains("{%") {
+        return Ok(Value::String(text.to_owned()));
+    }
+    let context = minijinja::Value::from(minijinja::value::Serde(variables));
+    let Some(expression) = sole_expression(text) else {
+        return ENVIRONMENT.render_str(text, context).map(Value::String);
+    };
+    let value = ENVIRONMENT.compile_expression_owned(expression.to_owned())?.eval(context)?;
+    match value.kind() {
+        ValueKind::None | ValueKind::Undefined => {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{expression} is null")))
+        }
+        _ => serde_json::to_value(&value)
+            .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())),
+    }
+}
+
+/// The expression of a text that is nothing but `{{ expression }}`.
+fn sole_expression(text: &str) -> Option<&str> {
+    let inner = text.trim().strip_prefix("{{")?.strip_suffix("}}")?;
+    (!inner.contains("{{") && !inner.contains("}}") && !inner.contains("{%")).then(|| inner.trim())
+}
+
+/// The engine's message without its file and line, which name nothing that a person wrote.
+fn without_place(error: &minijinja::Error) -> String {
+    error.detail().map_or_else(|| error.kind().to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(value: Value, variables: &Value) -> Result<Value, TemplateError> {
+        Template::parse(value).unwrap().render(variables)
+    }
+
+    #[test]
+    fn a_sole_expression_keeps_its_type_and_text_around_it_makes_text() {
+        let variables = json!({"inputs": {"n": 3, "ref": "abc", "list": [1, 2]}});
+        let template = json!({"n": "{{ inputs.n }}", "text": "v{{ inputs.n }}", "all": ["{{ inputs.list }}", 7, true]});
+        assert_eq!(render(template, &variables).unwrap(), json!({"n": 3, "text": "v3", "all": [[1, 2], 7, true]}));
+    }
+
+    #[test]
+    fn null_and_unknown_values_fail_by_name() {
+        let variables = json!({"event": {"git": {"sha": null}}});
+        for text in ["{{ event.git.sha }}", "at {{ event.git.sha }}", "{{ event.git.nothing }}", "x{{ nothing }}"] {
+            let error = render(json!(text), &variables).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+        let error = render(json!("{{ event.git.sha }}"), &variables).unwrap_err().to_string();
+        assert_eq!(error, "`{{ event.git.sha }}`: event.git.sha is null");
+    }
+
+    #[test]
+    fn braces_in_data_are_not_templates() {
+        let variables = json!({"event": {"title": "{{ inputs.secret }}"}});
+        assert_eq!(render(json!("{{ event.title }}"), &variables).unwrap(), json!("{{ inputs.secret }}"));
+    }
+
+    #[test]
+    fn unknown_fields_are_found_before_anything_runs() {
+        let template = Template::parse(json!({"ref": "{{ event.git.sah }}"})).unwrap();
+        let shape = json!({"event": {"git": {"sha": null}}});
+        assert_eq!(
+            template.check(&shape)[0].to_string(),
+            "there is no field of `event.git` named `sah` (did you mean `sha`?)"
+        );
+    }
+
+    #[test]
+    fn a_broken_template_is_a_problem() {
+        let problem = Template::parse(json!({"with": {"ref": "{{ inputs."}})).unwrap_err();
+        assert_eq!(problem.path, ["with", "ref"]);
+    }
+}

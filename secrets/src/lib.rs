@@ -1,0 +1,12 @@
+//! Secrets: references to them in the configuration, and the vaults that hold them.
+//!
+//! A secret's value is resolved at each use, through a short cache, so that a rotated one is taken up without a restart;
+//! it is never written anywhere.
+
+mod reference;
+mod resolver;
+pub mod vaults;
+
+pub use reference::{ReferenceError, SecretText};
+pub use resolver::{ResolveError, Resolver};
+pub use secrecy::{ExposeSecret, SecretString};

@@ -1,0 +1,147 @@
+//! The consumer of one queue: bells and polls become claims, as many as there are free permits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use queue::Bell;
+use queue::bell::Bells;
+use queue::broker::{Heard, Listener};
+use queue::ledger::{Claim, LedgerError};
+use queue::retry::{Pauses, chance};
+use schemas::WorkerId;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::executor::Executor;
+
+/// No claim asks for more.
+const LARGEST_CLAIM: usize = 256;
+/// With no permit free for so long, bells are given back to idle neighbours.
+const HOLD_BELLS: Duration = Duration::from_secs(1);
+/// A look without a bell: seldom while the broker is well, often while it is away. Jittered.
+const POLL: Duration = Duration::from_secs(15);
+const POLL_WITHOUT_BROKER: Duration = Duration::from_secs(1);
+
+/// Claims from one queue and hands to the executor.
+pub(crate) struct Consumer {
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) queue: String,
+    pub(crate) kinds: Vec<String>,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) worker: WorkerId,
+    pub(crate) lease: Duration,
+    pub(crate) attempts: TaskTracker,
+}
+
+impl Consumer {
+    /// Claims until told to stop.
+    pub(crate) async fn run(&self, stop: CancellationToken) {
+        let Some(mut listener) = self.listen(&stop).await else { return };
+        let mut pauses = Pauses::endless(Duration::from_millis(50), Duration::from_secs(2));
+        while !stop.is_cancelled() {
+            let heard = tokio::select! {
+                () = stop.cancelled() => return,
+                heard = self.bell_or_poll(&mut *listener) => heard,
+            };
+            match self.claim_for(heard).await {
+                Ok(()) => pauses.reset(u32::MAX),
+                Err(error) => {
+                    warn!(queue = self.queue, error = &error as &dyn std::error::Error, "claim failed");
+                    tokio::time::sleep(pauses.next_pause().unwrap_or(HOLD_BELLS)).await;
+                }
+            }
+        }
+    }
+
+    async fn listen(&self, stop: &CancellationToken) -> Option<Box<dyn Listener>> {
+        let mut pauses = Pauses::endless(Duration::from_millis(100), Duration::from_secs(5));
+        loop {
+            match self.executor.queue.broker().listen(&self.queue).await {
+                Ok(listener) => return Some(listener),
+                Err(error) => {
+                    warn!(queue = self.queue, error = &error as &dyn std::error::Error, "cannot listen; trying again");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(pauses.next_pause().unwrap_or(HOLD_BELLS)) => {}
+            }
+        }
+    }
+
+    /// Waits for a free permit, and then for a bell or the time of the next poll.
+    async fn bell_or_poll(&self, listener: &mut dyn Listener) -> Option<Heard> {
+        if tokio::time::timeout(HOLD_BELLS, self.a_free_permit()).await.is_err() {
+            listener.pause().await;
+            self.a_free_permit().await;
+        }
+        let well = self.executor.queue.broker().is_well();
+        let poll = if well { POLL } else { POLL_WITHOUT_BROKER }.mul_f64(0.5 + chance());
+        tokio::time::timeout(poll, listener.heard()).await.ok()
+    }
+
+    async fn a_free_permit(&self) {
+        // Never closed. The permit goes back at once: this is the only task that takes any.
+        drop(self.permits.acquire().await);
+    }
+
+    /// Claims what a bell announced, and more while claims come back full. What it announced and no permit is free
+    /// for is rung again.
+    async fn claim_for(&self, heard: Option<Heard>) -> Result<(), LedgerError> {
+        let announced = heard.as_ref().map_or(LARGEST_CLAIM, |heard| heard.bell.count as usize);
+        let mut claimed = 0;
+        let mut limit = announced;
+        loop {
+            let limit_now = limit.min(self.permits.available_permits()).min(LARGEST_CLAIM);
+            if limit_now == 0 {
+                break;
+            }
+            let got = self.claim(limit_now).await?;
+            claimed += got;
+            if got < limit_now {
+                claimed = announced.max(claimed); // The queue is empty: nothing is left of what was announced.
+                break;
+            }
+            limit = LARGEST_CLAIM;
+        }
+        if let Some(heard) = heard {
+            self.ring_for_the_rest(&heard.bell, announced.saturating_sub(claimed));
+            heard.take();
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, limit: usize) -> Result<usize, LedgerError> {
+        let claim = Claim {
+            queue: self.queue.clone(),
+            kinds: self.kinds.clone(),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+            worker: self.worker,
+            lease: self.lease,
+        };
+        let sent = Instant::now();
+        let queue = &self.executor.queue;
+        let jobs = queue.ledger().claim(&claim, queue.clock().now()).await?;
+        let got = jobs.len();
+        for job in jobs {
+            let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { break };
+            let executor = Arc::clone(&self.executor);
+            self.attempts.spawn(async move {
+                executor.execute(job, sent).await;
+                drop(permit);
+            });
+        }
+        Ok(got)
+    }
+
+    fn ring_for_the_rest(&self, bell: &Bell, rest: usize) {
+        if rest > 0 {
+            let mut bells = Bells::default();
+            bells.add_bell(Bell { count: u32::try_from(rest).unwrap_or(u32::MAX), ..bell.clone() });
+            self.executor.queue.ring(bells);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! One attempt, from the claimed job to its recorded outcome.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use queue::ledger::{Ended, LedgerError};
+use queue::retry::{Pauses, chance};
+use queue::{NoticeOfDiscard, Queue};
+use schemas::{ClaimedJob, Outcome};
+use serde_json::Value;
+use serde_json::value::to_raw_value;
+use tokio::sync::RwLock;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, error, info, info_span, warn};
+
+use crate::context::Context;
+use crate::handler::{Failure, Output};
+use crate::heart::{Beating, Heart, Interrupt};
+use crate::registry::{Kind, Registry};
+use crate::world::World;
+
+/// From this many crashes on, a job runs alone in its process, so that no neighbour is suspected with it.
+const CRASHES_BEFORE_ALONE: i32 = 2;
+
+/// How long a job that must run alone waits for its neighbours to end before it is put off.
+const PATIENCE_FOR_NEIGHBOURS: Duration = Duration::from_secs(60);
+
+/// An output larger than this is refused: outputs are for conditions and messages, not for data.
+const LARGEST_OUTPUT: usize = 64 * 1024;
+
+/// Runs attempts.
+pub(crate) struct Executor {
+    pub(crate) queue: Queue,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) world: Arc<World>,
+    pub(crate) heart: Arc<Heart>,
+    pub(crate) notice: Option<NoticeOfDiscard>,
+    /// Ended when attempts that still run are to be given back.
+    pub(crate) give_up: CancellationToken,
+    /// Read by every attempt, written by one that must run alone.
+    pub(crate) company: RwLock<()>,
+}
+
+impl Executor {
+    /// Runs one attempt whose claim was sent at `claimed`.
+    pub(crate) async fn execute(&self, job: ClaimedJob, claimed: Instant) {
+        let span = span_of(&job);
+        async {
+            let mut beating = self.heart.begin(job.id, claimed);
+            let Some(outcome) = self.attempt(&job, &mut beating).await else {
+                warn!("the lease is lost; the attempt is stopped and records nothing");
+                return;
+            };
+            note(&outcome);
+            self.record(Ended { attempt: job.id, outcome }, &beating).await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// The outcome; none when the lease was lost, because then it is not ours to say.
+    async fn attempt(&self, job: &ClaimedJob, beating: &mut Beating) -> Option<Outcome> {
+        let Some(kind) = self.registry.kind(&job.kind) else {
+            return Some(Outcome::Released); // Claims name the known kinds, so this is a worker's mistake, not the job's.
+        };
+        tokio::select! {
+            biased;
+            interrupt = beating.interrupted() => match interrupt {
+                Interrupt::Cancel(reason) => Some(Outcome::Cancelled { reason }),
+                Interrupt::LeaseLost => None,
+            },
+            () = self.give_up.cancelled() => Some(Outcome::Released),
+            outcome = self.run_in_company(kind, job) => Some(outcome),
+        }
+    }
+
+    async fn run_in_company(&self, kind: &Kind, job: &ClaimedJob) -> Outcome {
+        if job.crashes < CRASHES_BEFORE_ALONE {
+            let _in_company = self.company.read().await;
+            return self.run(kind, job).await;
+        }
+        match tokio::time::timeout(PATIENCE_FOR_NEIGHBOURS, self.company.write()).await {
+            Ok(_alone) => self.run(kind, job).await,
+            Err(_) => Outcome::Snoozed {
+                at: later(self, PATIENCE_FOR_NEIGHBOURS),
+                reason: "it has crashed its process before and waits until it can run alone".into(),
+            },
+        }
+    }
+
+    async fn run(&self, kind: &Kind, job: &ClaimedJob) -> Outcome {
+        let context = Arc::new(Context::new(self.queue.clone(), Arc::clone(&self.world), job));
+        let running = AssertUnwindSafe((kind.run)(job.args.clone(), context)).catch_unwind();
+        let result = match tokio::time::timeout(kind.time_limit, running).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(Failure::retry(anyhow::anyhow!("the handler panicked: {}", text_of(&*panic)))),
+            Err(_) => {
+                Err(Failure::retry(anyhow::anyhow!("it ran longer than its time limit of {:?}", kind.time_limit)))
+            }
+        };
+        result.and_then(|output| completed(&output)).unwrap_or_else(|failure| self.judge(kind, job, failure))
+    }
+
+    /// What a failure means for the job, by its kind's policy.
+    fn judge(&self, kind: &Kind, job: &ClaimedJob, failure: Failure) -> Outcome {
+        let now = self.queue.clock().now();
+        match failure {
+            Failure::Snooze { wait, reason } => Outcome::Snoozed { at: later(self, wait), reason },
+            Failure::Cancelled(reason) => Outcome::Cancelled { reason },
+            Failure::Discard(error) => self.discarded(job, format!("{error:#}")),
+            Failure::Retry { error, after } => {
+                let failures = u32::try_from(job.failures).unwrap_or(0) + 1;
+                match kind.retry.next(failures, job.created_at, after, now, chance()) {
+                    Some(at) => Outcome::Retry { at, error: format!("{error:#}") },
+                    None => self.discarded(job, format!("{error:#} (given up after {failures} failures)")),
+                }
+            }
+        }
+    }
+
+    fn discarded(&self, job: &ClaimedJob, error: String) -> Outcome {
+        let now = self.queue.clock().now();
+        let notice = self.notice.as_ref().and_then(|notice| notice(job.id.job, &job.kind, &error, now));
+        Outcome::Discarded { error, notice: notice.map(Box::new) }
+    }
+
+    /// Records the outcome, again and again until the lease ends: after that the job belongs to somebody else.
+    async fn record(&self, ended: Ended, beating: &Beating) {
+        let mut pauses = Pauses::endless(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let error = match self.queue.finish(ended.clone()).await {
+                Ok(true) => return,
+                Ok(false) => return warn!("the attempt was stale; its outcome is not recorded"),
+                Err(error) => error,
+            };
+            let pause = pauses.next_pause().unwrap_or(Duration::from_secs(2));
+            if Instant::now() + pause >= beating.lease_ends() || matches!(*error, LedgerError::Refused(_)) {
+                return error!(error = &*error as &dyn std::error::Error, "the outcome could not be recorded");
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// The consumer span of an attempt: a child of where the job was made.
+fn span_of(job: &ClaimedJob) -> Span {
+    let span = info_span!(
+        parent: None,
+        "process",
+        otel.name = format!("process {}", job.kind),
+        otel.kind = "consumer",
+        otel.status_code = tracing::field::Empty,
+        otel.status_description = tracing::field::Empty,
+        error.type = tracing::field::Empty,
+        messaging.system = "nightporter",
+        messaging.operation.name = "process",
+        messaging.operation.type = "process",
+        messaging.destination.name = job.queue,
+        messaging.message.id = %job.id.job,
+        job.id = %job.id.job,
+        job.kind = job.kind,
+        job.attempt = job.id.number,
+        run.id = job.run.map(tracing::field::display),
+    );
+    queue::trace::set_parent(&span, &job.trace);
+    span
+}
+
+/// Says the outcome once, here, in the log and on the span.
+fn note(outcome: &Outcome) {
+    let message = outcome.message().unwrap_or_default();
+    match outcome {
+        Outcome::Retry { .. } | Outcome::Discarded { .. } => {
+            let span = Span::current();
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", message);
+            span.record("error.type", outcome.as_str());
+            warn!("attempt {}: {message}", outcome.as_str());
+        }
+        Outcome::Completed { .. } => info!("attempt completed"),
+        _ => info!("attempt {}: {message}", outcome.as_str()),
+    }
+}
+
+fn completed(output: &Output) -> Result<Outcome, Failure> {
+    if *output == Value::Null {
+        return Ok(Outcome::Completed { output: None });
+    }
+    let text = to_raw_value(output).map_err(Failure::discard)?;
+    if text.get().len() > LARGEST_OUTPUT {
+        return Err(Failure::discard(anyhow::anyhow!("its output of {} bytes is too large", text.get().len())));
+    }
+    Ok(Outcome::Completed { output: Some(text) })
+}
+
+fn later(executor: &Executor, wait: Duration) -> schemas::Timestamp {
+    queue::clock::later(executor.queue.clock().now(), wait)
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}

@@ -1,0 +1,136 @@
+//! The heart of a worker: one batched heartbeat for all running attempts, and the fence that stops an attempt whose
+//! heartbeats do not arrive before anybody else may take its job.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use queue::Queue;
+use queue::clock::later;
+use queue::ledger::Beat;
+use schemas::AttemptId;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::warn;
+
+/// Why an attempt is stopped from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    /// An operator wants it cancelled, for this reason.
+    Cancel(String),
+    /// It no longer holds its job, or may soon not.
+    LeaseLost,
+}
+
+/// The running attempts of this process.
+pub(crate) struct Heart {
+    queue: Queue,
+    lease: Duration,
+    running: Mutex<HashMap<AttemptId, Pulse>>,
+}
+
+struct Pulse {
+    /// When the last heartbeat that succeeded was sent.
+    beaten: Instant,
+    interrupt: watch::Sender<Option<Interrupt>>,
+}
+
+/// An attempt's place in the heart; it beats until this is dropped.
+pub(crate) struct Beating {
+    heart: Arc<Heart>,
+    attempt: AttemptId,
+    interrupt: watch::Receiver<Option<Interrupt>>,
+}
+
+impl Heart {
+    /// A heart whose leases last as long as given: it beats three times in a lease, and fences at two thirds of it.
+    pub(crate) fn new(queue: Queue, lease: Duration) -> Arc<Self> {
+        Arc::new(Self { queue, lease, running: Mutex::default() })
+    }
+
+    /// Begins to beat for an attempt that was claimed by a request sent at `claimed`.
+    pub(crate) fn begin(self: &Arc<Self>, attempt: AttemptId, claimed: Instant) -> Beating {
+        let (sender, interrupt) = watch::channel(None);
+        self.lock().insert(attempt, Pulse { beaten: claimed, interrupt: sender });
+        Beating { heart: Arc::clone(self), attempt, interrupt }
+    }
+
+    /// Beats and fences for as long as it is polled.
+    pub(crate) async fn run(&self) {
+        tokio::join!(self.beat(), self.fence());
+    }
+
+    async fn beat(&self) {
+        let mut due = tokio::time::interval(self.lease / 3);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            let attempts: Vec<AttemptId> = self.lock().keys().copied().collect();
+            if attempts.is_empty() {
+                continue;
+            }
+            let sent = Instant::now();
+            let now = self.queue.clock().now();
+            let beats = self.queue.ledger().heartbeat(&attempts, later(now, self.lease), now);
+            match tokio::time::timeout(self.lease / 3, beats).await {
+                Ok(Ok(beats)) => self.heed(&attempts, &beats, sent),
+                Ok(Err(error)) => warn!(error = &error as &dyn std::error::Error, "heartbeat failed"),
+                Err(_) => warn!("heartbeat was not answered in time"),
+            }
+        }
+    }
+
+    fn heed(&self, attempts: &[AttemptId], beats: &[Beat], sent: Instant) {
+        let mut running = self.lock();
+        for (attempt, beat) in attempts.iter().zip(beats) {
+            let Some(pulse) = running.get_mut(attempt) else { continue };
+            match beat {
+                Beat::Alive => pulse.beaten = sent,
+                Beat::Cancel(reason) => {
+                    pulse.beaten = sent;
+                    pulse.interrupt.send_replace(Some(Interrupt::Cancel(reason.clone())));
+                }
+                Beat::Lost => {
+                    pulse.interrupt.send_replace(Some(Interrupt::LeaseLost));
+                }
+            }
+        }
+    }
+
+    async fn fence(&self) {
+        let mut look = tokio::time::interval(self.lease / 30);
+        loop {
+            look.tick().await;
+            let patience = self.lease * 2 / 3;
+            for pulse in self.lock().values().filter(|pulse| pulse.beaten.elapsed() >= patience) {
+                pulse.interrupt.send_replace(Some(Interrupt::LeaseLost));
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<AttemptId, Pulse>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Beating {
+    /// Ends when the attempt is to be stopped.
+    pub(crate) async fn interrupted(&mut self) -> Interrupt {
+        match self.interrupt.wait_for(Option::is_some).await {
+            Ok(interrupt) => interrupt.clone().unwrap_or(Interrupt::LeaseLost),
+            Err(_) => Interrupt::LeaseLost,
+        }
+    }
+
+    /// When the lease that the ledger is known to have granted ends.
+    pub(crate) fn lease_ends(&self) -> Instant {
+        let beaten = self.heart.lock().get(&self.attempt).map(|pulse| pulse.beaten);
+        beaten.map_or_else(Instant::now, |beaten| beaten + self.heart.lease)
+    }
+}
+
+impl Drop for Beating {
+    fn drop(&mut self) {
+        self.heart.lock().remove(&self.attempt);
+    }
+}

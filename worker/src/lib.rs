@@ -1,0 +1,23 @@
+//! The worker: jobs out of the queue, effects into the world.
+//!
+//! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`] and [`channels`].
+
+pub mod channels;
+mod consumer;
+pub mod context;
+pub mod databases;
+mod executor;
+pub mod handler;
+mod heart;
+pub mod jobs;
+pub mod migrations;
+pub mod registry;
+pub mod stores;
+mod worker;
+pub mod world;
+
+pub use context::Context;
+pub use handler::{Failure, Handler, OrFail, Output};
+pub use registry::Registry;
+pub use worker::{Worker, WorkerConfig};
+pub use world::{World, WorldConfig};

@@ -1,0 +1,107 @@
+//! The world outside: the databases, stores, channels and connections that are configured, by name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemas::Names;
+use secrets::Resolver;
+
+use crate::channels::{Channel, ChannelConfig};
+use crate::databases::{Database, DatabaseConfig};
+use crate::handler::Failure;
+use crate::stores::{Store, StoreConfig};
+
+/// What is configured.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct WorldConfig {
+    pub databases: BTreeMap<String, DatabaseConfig>,
+    pub stores: BTreeMap<String, StoreConfig>,
+    pub channels: BTreeMap<String, ChannelConfig>,
+    pub connections: Connections,
+}
+
+/// Accounts at services that jobs call.
+#[derive(Clone, Debug, Default)]
+pub struct Connections {
+    /// GitHub, for migrations folders at a commit.
+    pub github: Option<GithubConnection>,
+}
+
+/// An account at GitHub.
+#[derive(Clone, Debug)]
+pub struct GithubConnection {
+    /// A token that may read the repositories' contents.
+    pub token: secrets::SecretText,
+    /// `https://api.github.com`, or GitHub Enterprise Server's `https://HOST/api/v3`.
+    pub api_url: url::Url,
+}
+
+/// Opens what is configured. Secrets are resolved anew for each attempt, through the resolver's short cache.
+pub struct World {
+    config: WorldConfig,
+    secrets: Arc<Resolver>,
+    http: reqwest::Client,
+}
+
+impl World {
+    /// A world of the given configuration. Every HTTP call of a job goes through `http`.
+    pub fn new(config: WorldConfig, secrets: Arc<Resolver>, http: reqwest::Client) -> Self {
+        Self { config, secrets, http }
+    }
+
+    /// The database of that name.
+    pub async fn database(&self, name: &str) -> Result<Box<dyn Database>, Failure> {
+        let config = self.config.databases.get(name).ok_or_else(|| unknown("database", name))?;
+        crate::databases::open(name, config, &self.secrets).await
+    }
+
+    /// How that database is configured.
+    pub fn database_config(&self, name: &str) -> Result<&DatabaseConfig, Failure> {
+        self.config.databases.get(name).ok_or_else(|| unknown("database", name))
+    }
+
+    /// The store of that name.
+    pub async fn store(&self, name: &str) -> Result<Box<dyn Store>, Failure> {
+        let config = self.config.stores.get(name).ok_or_else(|| unknown("store", name))?;
+        crate::stores::open(name, config, &self.secrets).await
+    }
+
+    /// The channel of that name.
+    pub async fn channel(&self, name: &str) -> Result<Box<dyn Channel>, Failure> {
+        let config = self.config.channels.get(name).ok_or_else(|| unknown("channel", name))?;
+        crate::channels::open(name, config, &self.secrets, &self.http).await
+    }
+
+    /// The GitHub connection, if one is configured.
+    pub fn github(&self) -> Option<&GithubConnection> {
+        self.config.connections.github.as_ref()
+    }
+
+    /// Resolves secrets.
+    pub fn secrets(&self) -> &Resolver {
+        &self.secrets
+    }
+
+    /// The HTTP client: one for all calls.
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+}
+
+impl WorldConfig {
+    /// The names in it, for checks of arguments.
+    pub fn names(&self) -> Names {
+        Names {
+            databases: self.databases.keys().cloned().collect(),
+            stores: self.stores.keys().cloned().collect(),
+            channels: self.channels.keys().cloned().collect(),
+        }
+    }
+}
+
+fn unknown(what: &str, name: &str) -> Failure {
+    Failure::Discard(anyhow::anyhow!(
+        "no {what} named `{name}` is configured in this worker; add it to the configuration and retry the job"
+    ))
+}
