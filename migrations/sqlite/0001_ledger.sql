@@ -176,3 +176,15 @@ create table audit (
     subject text not null,
     reason text not null
 ) strict, without rowid;
+
+-- Every job, for readers, whether it has ended or not.
+create view every_job as
+    select j.id, j.kind, j.queue, j.priority, j.state, j.run_at, j.attempt, j.failures, j.crashes, j.created_at,
+           j.started_at, cast(null as integer) as finished_at, j.worker, j.run_id, j.reason, cast(null as text) as output,
+           a.args, a.event_id, a.traceparent
+    from job j join job_args a on a.id = j.id
+    union all
+    select h.id, h.kind, h.queue, h.priority, h.state, null, h.attempt, h.failures, h.crashes, h.created_at,
+           h.started_at, h.finished_at, h.worker, h.run_id, h.reason, h.output,
+           a.args, a.event_id, a.traceparent
+    from history h join job_args a on a.id = h.id;

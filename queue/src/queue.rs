@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{EventId, JobId, NewJob, NewRun, RunId};
+use schemas::{EventId, JobId, NewJob, NewRun, RunId, Timestamp};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -12,10 +12,7 @@ use crate::bell::{Bells, Ringer};
 use crate::broker::{Broker, BrokerError, InProcess, RabbitMq};
 use crate::clock::LedgerClock;
 use crate::config::QueueConfig;
-use crate::ledger::{
-    Desk, Ended, EngineConfig, Enqueued, Finished, Ledger, LedgerError, NewDelivery, Operator, Postgres, Receipt,
-    Sqlite,
-};
+use crate::ledger::{self, Desk, Ended, Enqueued, Finished, Ledger, LedgerError, NewDelivery, Operator, Receipt};
 use crate::upkeep;
 
 /// Why a queue could not be opened.
@@ -74,15 +71,9 @@ struct Inner {
 }
 
 impl Queue {
-    /// Opens the ledger (making or migrating its tables) and the broker. The one place that knows which engines there
-    /// are.
+    /// Opens the ledger (making or migrating its tables) and the broker.
     pub async fn open(config: &QueueConfig) -> Result<Self, OpenError> {
-        let engine = EngineConfig { url: config.ledger.clone(), notice: config.notice.clone() };
-        let ledger: Arc<dyn Ledger> = match scheme(&config.ledger) {
-            "sqlite" => Arc::new(Sqlite::open(&engine).await?),
-            "postgres" | "postgresql" => Arc::new(Postgres::open(&engine).await?),
-            other => return Err(OpenError::UnknownLedger(other.to_owned())),
-        };
+        let ledger = ledger::open(&config.ledger, config.notice.clone()).await?;
         let broker: Arc<dyn Broker> = match scheme(&config.broker) {
             "in-process" => Arc::new(InProcess::default()),
             "amqp" | "amqps" => Arc::new(RabbitMq::connect(&config.broker).await?),
@@ -92,7 +83,15 @@ impl Queue {
             .time()
             .await
             .map_err(|error| OpenError::Ledger { reason: "it does not tell the time".into(), source: error.into() })?;
-        Ok(Self::with_parts(ledger, broker, LedgerClock::sampled(now)))
+        let queue = Self::with_parts(ledger, broker, LedgerClock::sampled(now));
+        if queue.ledger().is_exclusive() {
+            let rescued = upkeep::rescue(&queue, Timestamp::MAX_UTC).await;
+            rescued.map_err(|error| OpenError::Ledger {
+                reason: "what its last process left running cannot be rescued".into(),
+                source: error.into(),
+            })?;
+        }
+        Ok(queue)
     }
 
     /// A queue of given parts, for tests that drive the clock.

@@ -1,1 +1,3 @@
-//! placeholder
+//! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
+
+mod ledgers;

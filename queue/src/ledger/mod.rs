@@ -13,6 +13,7 @@ mod postgres;
 mod rows;
 mod sqlite;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,11 +25,12 @@ use schemas::{
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::OpenError;
 use crate::bell::Bells;
 use crate::config::NoticeOfDiscard;
 
-pub(crate) use postgres::Postgres;
-pub(crate) use sqlite::Sqlite;
+use postgres::Postgres;
+use sqlite::Sqlite;
 
 /// Why the ledger did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -302,6 +304,9 @@ pub trait Upkeep: Send + Sync {
     /// The database's time.
     async fn time(&self) -> Result<Timestamp, LedgerError>;
 
+    /// Whether having it open proves that no other process does: then whatever runs in it when it is opened is orphaned.
+    fn is_exclusive(&self) -> bool;
+
     /// Makes jobs available whose time has come, at most `limit`.
     async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError>;
 
@@ -367,4 +372,14 @@ impl<T: Intake + Work + Upkeep + Desk + Books> Ledger for T {}
 pub(crate) struct EngineConfig {
     pub(crate) url: String,
     pub(crate) notice: Option<NoticeOfDiscard>,
+}
+
+/// Opens a ledger, making or migrating its tables. The one place that knows which engines there are.
+pub async fn open(url: &str, notice: Option<NoticeOfDiscard>) -> Result<Arc<dyn Ledger>, OpenError> {
+    let config = EngineConfig { url: url.to_owned(), notice };
+    match url.split(':').next().unwrap_or_default() {
+        "sqlite" => Ok(Arc::new(Sqlite::open(&config).await?)),
+        "postgres" | "postgresql" => Ok(Arc::new(Postgres::open(&config).await?)),
+        other => Err(OpenError::UnknownLedger(other.to_owned())),
+    }
 }

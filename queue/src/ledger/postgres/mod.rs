@@ -1,2 +1,2 @@
 //! stub
-pub(crate) use super::Sqlite as Postgres;
+pub(crate) use super::sqlite::Sqlite as Postgres;

@@ -1,123 +1,138 @@
-#![allow(unused_variables, unused_imports)]
-//! stub
-use super::*;
+//! The embedded ledger: one `SQLite` file, one process.
+//!
+//! A lock on a file beside it keeps other processes out; all writes go through one connection, in turn; reads have
+//! connections of their own (WAL). `synchronous = FULL`: what is committed is on disk.
+
+mod books;
+mod desk;
+mod intake;
+mod runs;
+mod upkeep;
+mod work;
+
+use std::fs::{File, TryLockError};
+use std::future::Future;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono::Utc;
+use schemas::Timestamp;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool, SqliteTransaction};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{EngineConfig, LedgerError};
 use crate::OpenError;
-use async_trait::async_trait;
-use schemas::api::{EventView, JobView, QueueView, RunView};
-use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, RunId, StepState, Timestamp};
-use serde_json::Value;
-use serde_json::value::RawValue;
-pub(crate) struct Sqlite;
+use crate::config::NoticeOfDiscard;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// Every call ends within this, the wait for the writer's turn included.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Connections for reading.
+const READERS: u32 = 4;
+
+/// The embedded ledger.
+pub(crate) struct Sqlite {
+    writer: Mutex<SqliteConnection>,
+    readers: SqlitePool,
+    notice: Option<NoticeOfDiscard>,
+    /// Held for as long as the ledger is open.
+    _lock: File,
+}
+
 impl Sqlite {
-    pub(crate) async fn open(_: &EngineConfig) -> Result<Self, OpenError> {
-        todo!()
+    pub(crate) async fn open(config: &EngineConfig) -> Result<Self, OpenError> {
+        let options = SqliteConnectOptions::from_str(&config.url)
+            .map_err(|error| cannot_open("its address is not `sqlite:<path>`", error))?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5));
+        let path = options.get_filename().to_owned();
+        let lock = lock_beside(&path)?;
+        let reason = format!("{} cannot be opened", path.display());
+        let mut writer = SqliteConnection::connect_with(&options).await.map_err(|error| cannot_open(&reason, error))?;
+        migrate(&mut writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .test_before_acquire(false)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(|error| cannot_open(&reason, error))?;
+        Ok(Self { writer: Mutex::new(writer), readers, notice: config.notice.clone(), _lock: lock })
+    }
+
+    /// The writer's turn.
+    async fn write(&self) -> Turn<'_> {
+        Turn(self.writer.lock().await)
     }
 }
-#[async_trait]
-impl Intake for Sqlite {
-    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
-        todo!()
-    }
-    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
-        todo!()
-    }
-    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
-        todo!()
+
+/// The writer in the hand of one caller.
+struct Turn<'a>(MutexGuard<'a, SqliteConnection>);
+
+impl Turn<'_> {
+    /// A transaction that is sure to write. Dropped without a commit, it is rolled back.
+    async fn begin(&mut self) -> Result<SqliteTransaction<'_>, LedgerError> {
+        self.0.begin_with("begin immediate").await.map_err(unavailable)
     }
 }
-#[async_trait]
-impl Work for Sqlite {
-    async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
-        todo!()
-    }
-    async fn heartbeat(
-        &self,
-        attempts: &[AttemptId],
-        lease_until: Timestamp,
-        now: Timestamp,
-    ) -> Result<Vec<Beat>, LedgerError> {
-        todo!()
-    }
-    async fn start_step(&self, attempt: AttemptId, name: &str, now: Timestamp) -> Result<StepState, LedgerError> {
-        todo!()
-    }
-    async fn finish_step(
-        &self,
-        attempt: AttemptId,
-        name: &str,
-        result: Option<&RawValue>,
-        now: Timestamp,
-    ) -> Result<(), LedgerError> {
-        todo!()
-    }
-    async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
-        todo!()
-    }
-    async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
-        todo!()
+
+async fn commit(transaction: SqliteTransaction<'_>) -> Result<(), LedgerError> {
+    // A failed commit of SQLite has not happened: it is rolled back when the transaction is dropped.
+    transaction.commit().await.map_err(unavailable)
+}
+
+/// Runs a call within the deadline.
+async fn in_time<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(result) => result,
+        Err(late) => Err(LedgerError::Unknown(late.into())),
     }
 }
-#[async_trait]
-impl Upkeep for Sqlite {
-    async fn time(&self) -> Result<Timestamp, LedgerError> {
-        todo!()
-    }
-    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
-        todo!()
-    }
-    async fn rescue(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<Rescued, LedgerError> {
-        todo!()
-    }
-    async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
-        todo!()
+
+/// What went wrong before anything was committed.
+fn unavailable(error: sqlx::Error) -> LedgerError {
+    let refused = match &error {
+        sqlx::Error::Database(database) => !matches!(database.kind(), sqlx::error::ErrorKind::Other),
+        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
+        _ => false,
+    };
+    if refused { LedgerError::Refused(error) } else { LedgerError::Unavailable(error) }
+}
+
+fn cannot_open(reason: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
+    OpenError::Ledger { reason: reason.to_owned(), source: source.into() }
+}
+
+fn lock_beside(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let open = File::options().create(true).truncate(false).write(true).open(&name);
+    let file = open.map_err(|error| cannot_open(&format!("{} cannot be written", name.display()), error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.display().to_string() }),
+        Err(TryLockError::Error(error)) => Err(cannot_open(&format!("{} cannot be locked", name.display()), error)),
     }
 }
-#[async_trait]
-impl Desk for Sqlite {
-    async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
-        todo!()
-    }
-    async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
-        todo!()
-    }
-    async fn release(
-        &self,
-        event: EventId,
-        jobs: &[NewJob],
-        runs: &[NewRun],
-        by: &Operator,
-        now: Timestamp,
-    ) -> Result<Bells, LedgerError> {
-        todo!()
+
+async fn migrate(writer: &mut SqliteConnection) -> Result<(), OpenError> {
+    match MIGRATIONS.run(writer).await {
+        Ok(()) => Ok(()),
+        Err(MigrateError::VersionMissing(found)) => {
+            let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+            Err(OpenError::Newer { found, known })
+        }
+        Err(error) => Err(cannot_open("its tables cannot be brought up to date", error)),
     }
 }
-#[async_trait]
-impl Books for Sqlite {
-    async fn event(&self, id: EventId) -> Result<Option<EventView>, LedgerError> {
-        todo!()
-    }
-    async fn body(&self, id: EventId) -> Result<Option<StoredBody>, LedgerError> {
-        todo!()
-    }
-    async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError> {
-        todo!()
-    }
-    async fn job(&self, id: JobId) -> Result<Option<JobView>, LedgerError> {
-        todo!()
-    }
-    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError> {
-        todo!()
-    }
-    async fn run(&self, id: RunId) -> Result<Option<RunView>, LedgerError> {
-        todo!()
-    }
-    async fn runs(&self, limit: u32) -> Result<Vec<RunView>, LedgerError> {
-        todo!()
-    }
-    async fn queues(&self) -> Result<Vec<QueueView>, LedgerError> {
-        todo!()
-    }
-    async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError> {
-        todo!()
-    }
+
+/// The database's time: it has no other clock than the machine's.
+fn time() -> Timestamp {
+    Utc::now()
 }

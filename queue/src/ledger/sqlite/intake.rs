@@ -1,0 +1,360 @@
+//! Deliveries and work coming in.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Timestamp};
+use serde_json::{Value, json};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::super::rows::{HELD, micros, moment, standing_of_repeat};
+use super::super::{DELIVERY_MEMORY, Enqueued, Intake, LedgerError, NewDelivery, Receipt, Repeats};
+use super::{Sqlite, commit, in_time, unavailable};
+use crate::clock::later;
+
+#[async_trait]
+impl Intake for Sqlite {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let new = insert_delivery_keys(&mut tx, deliveries, now).await?;
+            let mut receipts = Vec::with_capacity(deliveries.len());
+            for delivery in deliveries {
+                receipts.push(if new.contains(&delivery.event.id.0) {
+                    book(&mut tx, delivery, now).await?
+                } else {
+                    receipt_of_known(&mut tx, delivery).await?
+                });
+            }
+            commit(tx).await?;
+            Ok(receipts)
+        })
+        .await
+    }
+
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let enqueued = insert_jobs(&mut tx, jobs, now).await?;
+            commit(tx).await?;
+            Ok(enqueued)
+        })
+        .await
+    }
+
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let started = insert_run(&mut tx, run, now).await?;
+            commit(tx).await?;
+            Ok(started)
+        })
+        .await
+    }
+}
+
+/// Takes the delivery ids; the events of those that were not known.
+async fn insert_delivery_keys(
+    tx: &mut SqliteConnection,
+    deliveries: &[NewDelivery],
+    now: Timestamp,
+) -> Result<HashSet<Uuid>, LedgerError> {
+    let rows: Vec<Value> = deliveries
+        .iter()
+        .map(|delivery| {
+            let event = &delivery.event;
+            json!({"source": event.source, "delivery": event.delivery_id, "event": hex(event.id.0)})
+        })
+        .collect();
+    let new: Vec<Uuid> = sqlx::query_scalar(
+        "insert into delivery_key (source, delivery_id, event_id, expires_at)
+         select value ->> 'source', value ->> 'delivery', unhex(value ->> 'event'), ?2 from json_each(?1) where true
+         on conflict do nothing returning event_id",
+    )
+    .bind(Value::from(rows).to_string())
+    .bind(micros(later(now, DELIVERY_MEMORY)))
+    .fetch_all(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(new.into_iter().collect())
+}
+
+async fn receipt_of_known(tx: &mut SqliteConnection, delivery: &NewDelivery) -> Result<Receipt, LedgerError> {
+    let event: Uuid = sqlx::query_scalar("select event_id from delivery_key where source = ? and delivery_id = ?")
+        .bind(&delivery.event.source)
+        .bind(&delivery.event.delivery_id)
+        .fetch_one(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(Receipt { event: EventId(event), duplicate: true, standing: Standing::Accepted, jobs: Vec::new() })
+}
+
+/// Books one delivery that was not known, with its work.
+async fn book(tx: &mut SqliteConnection, delivery: &NewDelivery, now: Timestamp) -> Result<Receipt, LedgerError> {
+    let standing = match delivery.unreadable {
+        Some(_) => Standing::Quarantined,
+        None => standing_of_repeat(delivery.repeats, first_seen(tx, delivery, now).await?, now),
+    };
+    insert_event(tx, delivery, standing, now).await?;
+    let mut jobs = Vec::new();
+    if standing == Standing::Accepted {
+        jobs.extend(insert_jobs(tx, &delivery.jobs, now).await?.iter().map(Enqueued::id));
+        for run in &delivery.runs {
+            if let Enqueued::New(_) = insert_run(tx, run, now).await? {
+                jobs.extend(run.jobs.iter().map(|planned| planned.job.id));
+            }
+        }
+    }
+    Ok(Receipt { event: delivery.event.id, duplicate: false, standing, jobs })
+}
+
+/// When this body was first seen under another delivery id; remembers it where that matters.
+async fn first_seen(
+    tx: &mut SqliteConnection,
+    delivery: &NewDelivery,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, LedgerError> {
+    if delivery.repeats == Repeats::AreNew {
+        return Ok(None);
+    }
+    let (source, digest) = (&delivery.event.source, &delivery.body.digest[..]);
+    let inserted = sqlx::query(
+        "insert into delivery_digest (source, digest, event_id, seen_at, expires_at) values (?, ?, ?, ?, ?)
+         on conflict do nothing",
+    )
+    .bind(source)
+    .bind(digest)
+    .bind(delivery.event.id.0)
+    .bind(micros(now))
+    .bind(micros(later(now, DELIVERY_MEMORY)))
+    .execute(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    if inserted.rows_affected() == 1 {
+        return Ok(None);
+    }
+    let seen: i64 = sqlx::query_scalar("select seen_at from delivery_digest where source = ? and digest = ?")
+        .bind(source)
+        .bind(digest)
+        .fetch_one(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(Some(moment(seen)))
+}
+
+async fn insert_event(
+    tx: &mut SqliteConnection,
+    delivery: &NewDelivery,
+    standing: Standing,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let event = &delivery.event;
+    let held = (standing == Standing::Held).then_some(HELD);
+    let route_errors = (!delivery.route_errors.is_empty()).then(|| json!(delivery.route_errors).to_string());
+    sqlx::query(
+        "insert into event (id, source, kind, delivery_id, subject, time, data, standing, reason, received_at,
+                            route_errors, config_digest, traceparent, tracestate)
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(event.id.0)
+    .bind(&event.source)
+    .bind(&event.kind)
+    .bind(&event.delivery_id)
+    .bind(&event.subject)
+    .bind(micros(event.time))
+    .bind(json!(event.data).to_string())
+    .bind(standing.code())
+    .bind(delivery.unreadable.as_deref().or(held))
+    .bind(micros(now))
+    .bind(route_errors)
+    .bind(&delivery.config_digest)
+    .bind(&delivery.trace.traceparent)
+    .bind(&delivery.trace.tracestate)
+    .execute(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    sqlx::query("insert into delivery_body (event_id, digest, content_type, headers, bytes) values (?, ?, ?, ?, ?)")
+        .bind(event.id.0)
+        .bind(&delivery.body.digest[..])
+        .bind(&delivery.body.content_type)
+        .bind(&delivery.body.headers)
+        .bind(&delivery.body.compressed)
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Stores the jobs whose keys are free.
+pub(super) async fn insert_jobs(
+    tx: &mut SqliteConnection,
+    jobs: &[NewJob],
+    now: Timestamp,
+) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    let mut enqueued = Vec::with_capacity(jobs.len());
+    let mut rows = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let owner = match &job.key {
+            Some(key) => take_key(tx, key, job.id.0, now).await?,
+            None => job.id.0,
+        };
+        enqueued.push(if owner == job.id.0 { Enqueued::New(job.id) } else { Enqueued::Existing(JobId(owner)) });
+        if owner == job.id.0 {
+            let state = if job.run_at.is_some_and(|at| at > now) { JobState::Scheduled } else { JobState::Available };
+            rows.push(job_row(job, state, None, now));
+        }
+    }
+    insert_job_rows(tx, rows, now).await?;
+    Ok(enqueued)
+}
+
+/// Stores a run whose key is free, with all its jobs.
+pub(super) async fn insert_run(
+    tx: &mut SqliteConnection,
+    run: &NewRun,
+    now: Timestamp,
+) -> Result<Enqueued<RunId>, LedgerError> {
+    if let Some(key) = &run.key {
+        let owner = take_key(tx, key, run.id.0, now).await?;
+        if owner != run.id.0 {
+            return Ok(Enqueued::Existing(RunId(owner)));
+        }
+    }
+    sqlx::query(
+        "insert into run (id, runbook, state, inputs, created_at, event_id, actor, reason, key_scope, key,
+                          traceparent, tracestate)
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(run.id.0)
+    .bind(&run.runbook)
+    .bind(schemas::RunState::Running.code())
+    .bind(run.inputs.to_string())
+    .bind(micros(now))
+    .bind(run.event.map(|event| event.0))
+    .bind(&run.actor)
+    .bind(&run.reason)
+    .bind(run.key.as_ref().map(|key| &key.scope))
+    .bind(run.key.as_ref().map(|key| &key.key))
+    .bind(&run.trace.traceparent)
+    .bind(&run.trace.tracestate)
+    .execute(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    insert_run_jobs(tx, run).await?;
+    let rows = run.jobs.iter().map(|planned| {
+        let state = if planned.needs.is_empty() { JobState::Available } else { JobState::Pending };
+        job_row(&planned.job, state, Some(run.id), now)
+    });
+    insert_job_rows(tx, rows.collect(), now).await?;
+    Ok(Enqueued::New(run.id))
+}
+
+async fn insert_run_jobs(tx: &mut SqliteConnection, run: &NewRun) -> Result<(), LedgerError> {
+    for (position, planned) in (0_i64..).zip(&run.jobs) {
+        sqlx::query("insert into run_job (run_id, name, position, job_id, needs, condition) values (?, ?, ?, ?, ?, ?)")
+            .bind(run.id.0)
+            .bind(&planned.name)
+            .bind(position)
+            .bind(planned.job.id.0)
+            .bind(json!(planned.needs).to_string())
+            .bind(&planned.condition)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    }
+    Ok(())
+}
+
+fn job_row(job: &NewJob, state: JobState, run: Option<RunId>, now: Timestamp) -> Value {
+    json!({
+        "id": hex(job.id.0),
+        "queue": job.queue,
+        "kind": job.kind,
+        "state": state.code(),
+        "priority": job.priority.code(),
+        "run_at": micros(job.run_at.unwrap_or(now)),
+        "run": run.map(|run| hex(run.0)),
+        "args": job.args.get(),
+        "event": job.event.map(|event| hex(event.0)),
+        "scope": job.key.as_ref().map(|key| &key.scope),
+        "key": job.key.as_ref().map(|key| &key.key),
+        "traceparent": job.trace.traceparent,
+        "tracestate": job.trace.tracestate,
+    })
+}
+
+/// Two statements for any number of rows: through this driver each statement costs a change of threads.
+async fn insert_job_rows(tx: &mut SqliteConnection, rows: Vec<Value>, now: Timestamp) -> Result<(), LedgerError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let rows = Value::from(rows).to_string();
+    sqlx::query(
+        "insert into job (id, queue, kind, state, priority, run_at, created_at, run_id)
+         select unhex(value ->> 'id'), value ->> 'queue', value ->> 'kind', value ->> 'state', value ->> 'priority',
+                value ->> 'run_at', ?2, unhex(value ->> 'run')
+         from json_each(?1)",
+    )
+    .bind(&rows)
+    .bind(micros(now))
+    .execute(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    sqlx::query(
+        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate)
+         select unhex(value ->> 'id'), value ->> 'args', unhex(value ->> 'event'), value ->> 'scope', value ->> 'key',
+                value ->> 'traceparent', value ->> 'tracestate'
+         from json_each(?1)",
+    )
+    .bind(&rows)
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Takes a key that is free or has expired; its owner, whoever that is.
+pub(super) async fn take_key(
+    tx: &mut SqliteConnection,
+    key: &Key,
+    owner: Uuid,
+    now: Timestamp,
+) -> Result<Uuid, LedgerError> {
+    let taken: Option<Uuid> = sqlx::query_scalar(
+        "insert into held_key (scope, key, owner, expires_at) values (?1, ?2, ?3, ?4)
+         on conflict (scope, key) do update set owner = excluded.owner, expires_at = excluded.expires_at
+         where expires_at <= ?5
+         returning owner",
+    )
+    .bind(&key.scope)
+    .bind(&key.key)
+    .bind(owner)
+    .bind(micros(later(now, key.hold)))
+    .bind(micros(now))
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    match taken {
+        Some(owner) => Ok(owner),
+        None => sqlx::query_scalar("select owner from held_key where scope = ? and key = ?")
+            .bind(&key.scope)
+            .bind(&key.key)
+            .fetch_one(tx)
+            .await
+            .map_err(unavailable),
+    }
+}
+
+/// An id as `unhex` reads it.
+pub(super) fn hex(id: Uuid) -> String {
+    id.simple().to_string()
+}
+
+/// Ids as a JSON array for `json_each`.
+pub(super) fn ids(ids: impl IntoIterator<Item = Uuid>) -> String {
+    Value::from(ids.into_iter().map(hex).collect::<Vec<_>>()).to_string()
+}

@@ -1,0 +1,196 @@
+//! What the end of a job means for its run, and how jobs move between the hot table and the history.
+
+use schemas::{JobId, JobState, NewJob, RunState, Timestamp};
+use serde_json::Value;
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::super::LedgerError;
+use super::super::rows::{NodeRow, micros};
+use super::intake::{hex, ids, insert_jobs};
+use super::unavailable;
+use crate::advance::{Decision, Node, advance, standing};
+use crate::bell::Bells;
+use crate::config::NoticeOfDiscard;
+
+/// One job that ends, as its history row has it.
+pub(super) struct Ending {
+    pub(super) job: Uuid,
+    pub(super) state: JobState,
+    pub(super) reason: Option<String>,
+    pub(super) output: Option<String>,
+    pub(super) for_failure: bool,
+    pub(super) crashes: Option<i32>,
+}
+
+impl Ending {
+    pub(super) fn new(job: JobId, state: JobState, reason: Option<String>) -> Self {
+        Self { job: job.0, state, reason, output: None, for_failure: false, crashes: None }
+    }
+}
+
+/// Moves jobs from the hot table to the history. What did not succeed lets go of its key.
+pub(super) async fn end_jobs(tx: &mut SqliteConnection, endings: &[Ending], now: Timestamp) -> Result<(), LedgerError> {
+    if endings.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<Value> = endings.iter().map(row).collect();
+    sqlx::query(
+        "insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
+                              finished_at, worker, run_id, reason, output, for_failure)
+         select j.id, j.queue, j.kind, value ->> 'state', j.priority, j.attempt, j.failures,
+                coalesce(value ->> 'crashes', j.crashes), j.created_at, j.started_at, ?2, j.worker, j.run_id,
+                value ->> 'reason', value ->> 'output', value ->> 'for_failure'
+         from json_each(?1) join job j on j.id = unhex(value ->> 'id')",
+    )
+    .bind(Value::from(rows).to_string())
+    .bind(micros(now))
+    .execute(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    sqlx::query("delete from job where id in (select unhex(value) from json_each(?))")
+        .bind(ids(endings.iter().map(|ending| ending.job)))
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    let failed = endings.iter().filter(|ending| matches!(ending.state, JobState::Cancelled | JobState::Discarded));
+    for ending in failed {
+        release_keys(tx, ending.job).await?;
+    }
+    Ok(())
+}
+
+fn row(ending: &Ending) -> Value {
+    serde_json::json!({
+        "id": hex(ending.job),
+        "state": ending.state.code(),
+        "reason": ending.reason,
+        "output": ending.output,
+        "for_failure": i32::from(ending.for_failure),
+        "crashes": ending.crashes,
+    })
+}
+
+async fn release_keys(tx: &mut SqliteConnection, owner: Uuid) -> Result<(), LedgerError> {
+    sqlx::query(
+        "delete from held_key where owner = ?1 and (scope, key) in
+           (select key_scope, key from job_args where id = ?1 union all select key_scope, key from run where id = ?1)",
+    )
+    .bind(owner)
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Lets in or skips what waited for jobs of this run that have ended, and says how the run stands now.
+pub(super) async fn advance_run(
+    tx: &mut SqliteConnection,
+    run: Uuid,
+    notice: Option<&NoticeOfDiscard>,
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    let rows = node_rows(tx, run).await?;
+    let mut nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<Node>, _>>()?;
+    let inputs: String = sqlx::query_scalar("select inputs from run where id = ?")
+        .bind(run)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    let inputs: Value = serde_json::from_str(&inputs).unwrap_or_default();
+    for decision in advance(&mut nodes, &inputs) {
+        carry_out(tx, decision, &rows, notice, now, bells).await?;
+    }
+    write_standing(tx, run, standing(&nodes), now).await
+}
+
+pub(super) async fn node_rows(tx: &mut SqliteConnection, run: Uuid) -> Result<Vec<NodeRow>, LedgerError> {
+    sqlx::query_as(
+        "select rj.name, rj.job_id, rj.needs, rj.condition, coalesce(j.state, h.state) as state,
+                coalesce(h.for_failure, 0) as for_failure, h.output, coalesce(j.queue, h.queue) as queue,
+                coalesce(j.kind, h.kind) as kind, a.traceparent, a.tracestate
+         from run_job rj join job_args a on a.id = rj.job_id
+         left join job j on j.id = rj.job_id left join history h on h.id = rj.job_id
+         where rj.run_id = ? order by rj.position",
+    )
+    .bind(run)
+    .fetch_all(tx)
+    .await
+    .map_err(unavailable)
+}
+
+async fn carry_out(
+    tx: &mut SqliteConnection,
+    decision: Decision,
+    rows: &[NodeRow],
+    notice: Option<&NoticeOfDiscard>,
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    let ending = match decision {
+        Decision::Admit(job) => return admit(tx, job, rows, now, bells).await,
+        Decision::SkipByCondition(job, why) => Ending::new(job, JobState::Skipped, Some(why)),
+        Decision::SkipForFailure(job, why) => {
+            Ending { for_failure: true, ..Ending::new(job, JobState::Skipped, Some(why)) }
+        }
+        Decision::Discard(job, why) => {
+            let kind = rows.iter().find(|row| row.job() == job).map_or("", |row| row.kind.as_str());
+            let told = notice.and_then(|notice| notice(job, kind, &why, now));
+            tell(tx, told.into_iter().collect(), now, bells).await?;
+            Ending::new(job, JobState::Discarded, Some(why))
+        }
+    };
+    end_jobs(tx, &[ending], now).await
+}
+
+async fn admit(
+    tx: &mut SqliteConnection,
+    job: JobId,
+    rows: &[NodeRow],
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    sqlx::query("update job set state = 2, run_at = ? where id = ?")
+        .bind(micros(now))
+        .bind(job.0)
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    if let Some(row) = rows.iter().find(|row| row.job() == job) {
+        bells.add(&row.queue, job, &row.trace());
+    }
+    Ok(())
+}
+
+/// Stores the jobs that tell people about discarded ones.
+pub(super) async fn tell(
+    tx: &mut SqliteConnection,
+    notices: Vec<NewJob>,
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    insert_jobs(tx, &notices, now).await?;
+    notices.iter().for_each(|notice| bells.add_new(notice));
+    Ok(())
+}
+
+async fn write_standing(
+    tx: &mut SqliteConnection,
+    run: Uuid,
+    standing: RunState,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let finished_at = (standing != RunState::Running).then(|| micros(now));
+    sqlx::query("update run set state = ?2, finished_at = ?3 where id = ?1 and state <> ?2")
+        .bind(run)
+        .bind(standing.code())
+        .bind(finished_at)
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    if matches!(standing, RunState::Failed | RunState::Cancelled) {
+        release_keys(tx, run).await?;
+    }
+    Ok(())
+}

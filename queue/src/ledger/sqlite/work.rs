@@ -1,0 +1,311 @@
+//! Claims, heartbeats, steps and ends.
+
+use std::collections::{BTreeSet, HashMap};
+
+use async_trait::async_trait;
+use schemas::{AttemptId, ClaimedJob, JobState, Outcome, RunId, StepState, Timestamp};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::super::rows::{ClaimedRow, micros, raw};
+use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
+use super::intake::{hex, ids};
+use super::runs::{Ending, advance_run, end_jobs, tell};
+use super::{Sqlite, commit, in_time, unavailable};
+use crate::bell::Bells;
+use crate::clock::later;
+
+#[async_trait]
+impl Work for Sqlite {
+    async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
+        in_time(async {
+            // Two statements without a transaction: only the writer changes jobs, and this is the writer's turn.
+            let mut turn = self.write().await;
+            let rows: Vec<ClaimedRow> = sqlx::query_as(
+                "select j.id, j.attempt, j.kind, a.args, j.queue, j.priority, j.failures, j.crashes, j.created_at,
+                        a.event_id, j.run_id, a.traceparent, a.tracestate
+                 from job j join job_args a on a.id = j.id
+                 where j.queue = ?1 and j.state = 2 and j.kind in (select value from json_each(?2))
+                 order by j.priority, j.run_at, j.id limit ?3",
+            )
+            .bind(&claim.queue)
+            .bind(json!(claim.kinds).to_string())
+            .bind(claim.limit)
+            .fetch_all(&mut *turn.0)
+            .await
+            .map_err(unavailable)?;
+            if rows.is_empty() {
+                return Ok(Vec::new());
+            }
+            sqlx::query(
+                "update job set state = 3, attempt = attempt + 1, started_at = ?2, lease_until = ?3, worker = ?4,
+                                reason = null
+                 where id in (select unhex(value) from json_each(?1))",
+            )
+            .bind(ids(rows.iter().map(|row| row.id)))
+            .bind(micros(now))
+            .bind(micros(later(now, claim.lease)))
+            .bind(claim.worker.0)
+            .execute(&mut *turn.0)
+            .await
+            .map_err(unavailable)?;
+            rows.into_iter().map(|row| (row.attempt + 1, row)).map(|(attempt, row)| row.into_claimed(attempt)).collect()
+        })
+        .await
+    }
+
+    async fn heartbeat(
+        &self,
+        attempts: &[AttemptId],
+        lease_until: Timestamp,
+        _now: Timestamp,
+    ) -> Result<Vec<Beat>, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let alive: Vec<(Uuid, i32, Option<String>)> = sqlx::query_as(
+                "update job set lease_until = ?2
+                 from json_each(?1) beat
+                 where job.id = unhex(beat.value ->> 'id') and job.attempt = beat.value ->> 'attempt' and job.state = 3
+                 returning job.id, job.attempt, job.cancel",
+            )
+            .bind(fences(attempts.iter()))
+            .bind(micros(lease_until))
+            .fetch_all(&mut *turn.0)
+            .await
+            .map_err(unavailable)?;
+            let alive: HashMap<(Uuid, i32), Option<String>> =
+                alive.into_iter().map(|(job, attempt, cancel)| ((job, attempt), cancel)).collect();
+            let beat = |attempt: &AttemptId| match alive.get(&(attempt.job.0, attempt.number)) {
+                None => Beat::Lost,
+                Some(None) => Beat::Alive,
+                Some(Some(reason)) => Beat::Cancel(reason.clone()),
+            };
+            Ok(attempts.iter().map(beat).collect())
+        })
+        .await
+    }
+
+    async fn start_step(&self, attempt: AttemptId, name: &str, now: Timestamp) -> Result<StepState, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            fence(&mut tx, attempt).await?;
+            let known: Option<(Option<i64>, Option<String>)> =
+                sqlx::query_as("select finished_at, result from step where job_id = ? and name = ?")
+                    .bind(attempt.job.0)
+                    .bind(name)
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(unavailable)?;
+            let state = match known {
+                Some((Some(_), result)) => return Ok(StepState::Finished(result.map(raw).transpose()?)),
+                Some((None, _)) => StepState::Unknown,
+                None => StepState::Fresh,
+            };
+            sqlx::query(
+                "insert into step (job_id, name, attempt, started_at) values (?, ?, ?, ?)
+                 on conflict (job_id, name) do update set attempt = excluded.attempt, started_at = excluded.started_at",
+            )
+            .bind(attempt.job.0)
+            .bind(name)
+            .bind(attempt.number)
+            .bind(micros(now))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            commit(tx).await?;
+            Ok(state)
+        })
+        .await
+    }
+
+    async fn finish_step(
+        &self,
+        attempt: AttemptId,
+        name: &str,
+        result: Option<&RawValue>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            fence(&mut tx, attempt).await?;
+            sqlx::query(
+                "update step set finished_at = ?3, result = ?4 where job_id = ?1 and name = ?2 and attempt = ?5",
+            )
+            .bind(attempt.job.0)
+            .bind(name)
+            .bind(micros(now))
+            .bind(result.map(RawValue::get))
+            .bind(attempt.number)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            sqlx::query("update job set crashes = 0 where id = ? and crashes > 0")
+                .bind(attempt.job.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let held = held_by(&mut tx, ended).await?;
+            let recorded: Vec<bool> = ended.iter().map(|end| held.contains_key(&end.attempt.job.0)).collect();
+            let current: Vec<&Ended> = ended.iter().filter(|end| held.contains_key(&end.attempt.job.0)).collect();
+            let mut bells = Bells::default();
+            put_off(&mut tx, &current, now, &held, &mut bells).await?;
+            let endings: Vec<Ending> = current.iter().filter_map(|end| ending(end)).collect();
+            end_jobs(&mut tx, &endings, now).await?;
+            tell(&mut tx, notices(&current), now, &mut bells).await?;
+            let runs: BTreeSet<Uuid> =
+                endings.iter().filter_map(|ending| held.get(&ending.job).and_then(|job| job.run_id)).collect();
+            for run in runs {
+                advance_run(&mut tx, run, self.notice.as_ref(), now, &mut bells).await?;
+            }
+            commit(tx).await?;
+            Ok(Finished { recorded, bells })
+        })
+        .await
+    }
+
+    async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
+        in_time(async {
+            let rows: Vec<(String, String)> = sqlx::query_as(
+                "select rj.name, h.output from run_job rj join history h on h.id = rj.job_id
+                 where rj.run_id = ? and h.output is not null",
+            )
+            .bind(run.0)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+            let outputs: Result<Map<String, Value>, _> =
+                rows.into_iter().map(|(name, output)| Ok((name, serde_json::from_str(&output)?))).collect();
+            outputs
+                .map(Value::Object)
+                .map_err(|error: serde_json::Error| LedgerError::Refused(sqlx::Error::Decode(error.into())))
+        })
+        .await
+    }
+}
+
+/// A running job whose attempt is not stale.
+#[derive(sqlx::FromRow)]
+struct HeldJob {
+    id: Uuid,
+    queue: String,
+    run_id: Option<Uuid>,
+}
+
+async fn held_by(tx: &mut SqliteConnection, ended: &[Ended]) -> Result<HashMap<Uuid, HeldJob>, LedgerError> {
+    let held: Vec<HeldJob> = sqlx::query_as(
+        "select j.id, j.queue, j.run_id from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
+         where j.attempt = end.value ->> 'attempt' and j.state = 3",
+    )
+    .bind(fences(ended.iter().map(|end| &end.attempt)))
+    .fetch_all(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(held.into_iter().map(|job| (job.id, job)).collect())
+}
+
+async fn fence(tx: &mut SqliteConnection, attempt: AttemptId) -> Result<(), LedgerError> {
+    let held: Option<i64> = sqlx::query_scalar("select 1 from job where id = ? and attempt = ? and state = 3")
+        .bind(attempt.job.0)
+        .bind(attempt.number)
+        .fetch_optional(tx)
+        .await
+        .map_err(unavailable)?;
+    held.map(|_| ()).ok_or(LedgerError::Stale)
+}
+
+fn fences<'a>(attempts: impl Iterator<Item = &'a AttemptId>) -> String {
+    let rows = attempts.map(|attempt| json!({"id": hex(attempt.job.0), "attempt": attempt.number}));
+    Value::from(rows.collect::<Vec<_>>()).to_string()
+}
+
+/// Records the attempts that did not end their jobs, and lets these wait for the next one.
+async fn put_off(
+    tx: &mut SqliteConnection,
+    ended: &[&Ended],
+    now: Timestamp,
+    held: &HashMap<Uuid, HeldJob>,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    for end in ended {
+        let (at, failed) = match &end.outcome {
+            Outcome::Retry { at, .. } => (*at, 1),
+            Outcome::Snoozed { at, .. } => (*at, 0),
+            Outcome::Released => (now, 0),
+            _ => continue,
+        };
+        record_attempt(tx, end.attempt, end.outcome.as_str(), end.outcome.message(), now).await?;
+        sqlx::query(
+            "update job set state = ?2, run_at = ?3, failures = failures + ?4, reason = ?5, lease_until = null,
+                            worker = null
+             where id = ?1",
+        )
+        .bind(end.attempt.job.0)
+        .bind(end.outcome.state().code())
+        .bind(micros(at))
+        .bind(failed)
+        .bind(end.outcome.message())
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+        if end.outcome.state() == JobState::Available {
+            if let Some(job) = held.get(&end.attempt.job.0) {
+                bells.add(&job.queue, end.attempt.job, &schemas::TraceContext::default());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes a row for an attempt that did not end its job.
+pub(super) async fn record_attempt(
+    tx: &mut SqliteConnection,
+    attempt: AttemptId,
+    outcome: &str,
+    error: Option<&str>,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    sqlx::query(
+        "insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
+         select id, attempt, worker, coalesce(started_at, ?3), ?3, ?4, ?5 from job where id = ?1 and attempt = ?2",
+    )
+    .bind(attempt.job.0)
+    .bind(attempt.number)
+    .bind(micros(now))
+    .bind(outcome)
+    .bind(error)
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(())
+}
+
+fn ending(end: &Ended) -> Option<Ending> {
+    let state = end.outcome.state();
+    let output = match &end.outcome {
+        Outcome::Completed { output } => output.as_ref().map(|output| output.get().to_owned()),
+        _ => None,
+    };
+    let reason = end.outcome.message().map(str::to_owned);
+    state.is_finished().then(|| Ending { output, ..Ending::new(end.attempt.job, state, reason) })
+}
+
+fn notices(ended: &[&Ended]) -> Vec<schemas::NewJob> {
+    let notice = |end: &&Ended| match &end.outcome {
+        Outcome::Discarded { notice, .. } => notice.as_deref().cloned(),
+        _ => None,
+    };
+    ended.iter().filter_map(notice).collect()
+}
