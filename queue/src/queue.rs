@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::Batcher;
 use crate::bell::{Bells, Ringer};
-use crate::broker::{Broker, BrokerError, InProcess, RabbitMq};
+use crate::broker::{self, Broker, BrokerError};
 use crate::clock::LedgerClock;
 use crate::config::QueueConfig;
 use crate::ledger::{self, Desk, Ended, Enqueued, Finished, Ledger, LedgerError, NewDelivery, Operator, Receipt};
@@ -74,11 +74,7 @@ impl Queue {
     /// Opens the ledger (making or migrating its tables) and the broker.
     pub async fn open(config: &QueueConfig) -> Result<Self, OpenError> {
         let ledger = ledger::open(&config.ledger, config.notice.clone()).await?;
-        let broker: Arc<dyn Broker> = match scheme(&config.broker) {
-            "in-process" => Arc::new(InProcess::default()),
-            "amqp" | "amqps" => Arc::new(RabbitMq::connect(&config.broker).await?),
-            other => return Err(OpenError::UnknownBroker(other.to_owned())),
-        };
+        let broker = broker::open(&config.broker).await?;
         let now = ledger
             .time()
             .await
@@ -185,10 +181,6 @@ impl Queue {
         self.0.ringer.drain(patience).await;
         self.0.broker.close().await;
     }
-}
-
-fn scheme(address: &str) -> &str {
-    address.split(':').next().unwrap_or_default()
 }
 
 /// What is available at once of new work.

@@ -1,3 +1,4 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
 mod ledgers;
+mod work;

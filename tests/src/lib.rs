@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: worlds to act in, and the addresses of the servers that `tests/run` starts.
 
+pub mod faulty;
 pub mod ledgers;
+pub mod porter;
 pub mod postgres;
 
 /// The address of a server that `tests/run` started.

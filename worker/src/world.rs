@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemas::Names;
 use secrets::Resolver;
@@ -98,6 +99,24 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
         }
     }
+}
+
+/// The HTTP client of a process: TLS by rustls with ring, no redirects (a webhook's answer is its own), a deadline for
+/// each call.
+///
+/// # Panics
+///
+/// If the TLS library cannot be set up, which is a mistake in the build.
+pub fn http_client() -> reqwest::Client {
+    // Err only says that a provider is installed already.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .user_agent(concat!("nightporter/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(10))
+        .timeout(Duration::from_secs(60))
+        .build()
+        .expect("the TLS library is set up")
 }
 
 fn unknown(what: &str, name: &str) -> Failure {

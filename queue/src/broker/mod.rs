@@ -3,12 +3,14 @@
 mod in_process;
 mod rabbitmq;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
-use crate::Bell;
+use crate::{Bell, OpenError};
 
-pub(crate) use in_process::InProcess;
-pub(crate) use rabbitmq::RabbitMq;
+use in_process::InProcess;
+use rabbitmq::RabbitMq;
 
 /// Why a bell did not ring, or could not be waited for.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +21,16 @@ pub enum BrokerError {
     /// The broker took the bell and had nowhere to put it.
     #[error("no queue takes bells for `{0}`")]
     Unroutable(String),
+}
+
+/// Opens the broker that an address names: `in-process` or `amqp://...`.
+pub async fn open(address: &str) -> Result<Arc<dyn Broker>, OpenError> {
+    let scheme = address.split(':').next().unwrap_or_default();
+    Ok(match scheme {
+        "in-process" => Arc::new(InProcess::default()),
+        "amqp" | "amqps" => Arc::new(RabbitMq::connect(address).await?),
+        other => return Err(OpenError::UnknownBroker(other.to_owned())),
+    })
 }
 
 /// Carries bells.

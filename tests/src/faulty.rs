@@ -1,0 +1,194 @@
+//! A ledger that fails when it is told to, in front of a real one.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use queue::bell::Bells;
+use queue::ledger::{
+    AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Intake, JobFilter, Ledger, LedgerError,
+    NewDelivery, Operator, Promoted, Receipt, Rescued, StoredBody, Upkeep, Work,
+};
+use schemas::api::{EventView, JobView, QueueView, RunView};
+use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, RunId, StepState, Timestamp};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// Passes every call on, but those to methods that are broken.
+pub struct FaultyLedger {
+    inner: Arc<dyn Ledger>,
+    broken: Mutex<HashSet<&'static str>>,
+    calls: Mutex<Vec<&'static str>>,
+}
+
+impl FaultyLedger {
+    /// In front of the given ledger, nothing broken yet.
+    pub fn before(inner: Arc<dyn Ledger>) -> Arc<Self> {
+        Arc::new(Self { inner, broken: Mutex::default(), calls: Mutex::default() })
+    }
+
+    /// The real ledger behind it.
+    pub fn inner(&self) -> &dyn Ledger {
+        &*self.inner
+    }
+
+    /// From now on these methods answer that the ledger is unavailable, and do nothing.
+    pub fn break_methods(&self, methods: &[&'static str]) {
+        self.broken.lock().expect("not poisoned").extend(methods);
+    }
+
+    /// Everything works again.
+    pub fn mend(&self) {
+        self.broken.lock().expect("not poisoned").clear();
+    }
+
+    /// How often a method was called, broken or not.
+    pub fn calls(&self, method: &str) -> usize {
+        self.calls.lock().expect("not poisoned").iter().filter(|called| **called == method).count()
+    }
+
+    fn pass(&self, method: &'static str) -> Result<&dyn Ledger, LedgerError> {
+        self.calls.lock().expect("not poisoned").push(method);
+        if self.broken.lock().expect("not poisoned").contains(method) {
+            return Err(LedgerError::Unavailable(sqlx::Error::PoolClosed));
+        }
+        Ok(&*self.inner)
+    }
+}
+
+#[async_trait]
+impl Intake for FaultyLedger {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+        self.pass("accept")?.accept(deliveries, now).await
+    }
+
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+        self.pass("enqueue")?.enqueue(jobs, now).await
+    }
+
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        self.pass("start")?.start(run, now).await
+    }
+}
+
+#[async_trait]
+impl Work for FaultyLedger {
+    async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
+        self.pass("claim")?.claim(claim, now).await
+    }
+
+    async fn heartbeat(
+        &self,
+        attempts: &[AttemptId],
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Vec<Beat>, LedgerError> {
+        self.pass("heartbeat")?.heartbeat(attempts, lease_until, now).await
+    }
+
+    async fn start_step(&self, attempt: AttemptId, name: &str, now: Timestamp) -> Result<StepState, LedgerError> {
+        self.pass("start_step")?.start_step(attempt, name, now).await
+    }
+
+    async fn finish_step(
+        &self,
+        attempt: AttemptId,
+        name: &str,
+        result: Option<&RawValue>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        self.pass("finish_step")?.finish_step(attempt, name, result, now).await
+    }
+
+    async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
+        self.pass("finish")?.finish(ended, now).await
+    }
+
+    async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
+        self.pass("outputs")?.outputs(run).await
+    }
+}
+
+#[async_trait]
+impl Upkeep for FaultyLedger {
+    async fn time(&self) -> Result<Timestamp, LedgerError> {
+        self.pass("time")?.time().await
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.inner.is_exclusive()
+    }
+
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
+        self.pass("promote")?.promote(limit, now).await
+    }
+
+    async fn rescue(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<Rescued, LedgerError> {
+        self.pass("rescue")?.rescue(before, limit, now).await
+    }
+
+    async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
+        self.pass("prune")?.prune(limit, now).await
+    }
+}
+
+#[async_trait]
+impl Desk for FaultyLedger {
+    async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
+        self.pass("cancel")?.cancel(job, by, now).await
+    }
+
+    async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.pass("retry")?.retry(job, by, now).await
+    }
+
+    async fn release(
+        &self,
+        event: EventId,
+        jobs: &[NewJob],
+        runs: &[NewRun],
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<Bells, LedgerError> {
+        self.pass("release")?.release(event, jobs, runs, by, now).await
+    }
+}
+
+#[async_trait]
+impl Books for FaultyLedger {
+    async fn event(&self, id: EventId) -> Result<Option<EventView>, LedgerError> {
+        self.pass("event")?.event(id).await
+    }
+
+    async fn body(&self, id: EventId) -> Result<Option<StoredBody>, LedgerError> {
+        self.pass("body")?.body(id).await
+    }
+
+    async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError> {
+        self.pass("events")?.events(limit).await
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<JobView>, LedgerError> {
+        self.pass("job")?.job(id).await
+    }
+
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError> {
+        self.pass("jobs")?.jobs(filter).await
+    }
+
+    async fn run(&self, id: RunId) -> Result<Option<RunView>, LedgerError> {
+        self.pass("run")?.run(id).await
+    }
+
+    async fn runs(&self, limit: u32) -> Result<Vec<RunView>, LedgerError> {
+        self.pass("runs")?.runs(limit).await
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueView>, LedgerError> {
+        self.pass("queues")?.queues().await
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError> {
+        self.pass("audit")?.audit(limit).await
+    }
+}
