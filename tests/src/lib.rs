@@ -4,6 +4,7 @@ pub mod faulty;
 pub mod ledgers;
 pub mod porter;
 pub mod postgres;
+pub mod rabbitmq;
 
 /// The address of a server that `tests/run` started.
 ///
