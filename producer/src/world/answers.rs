@@ -2,7 +2,7 @@
 
 use axum::body::{Body, Bytes};
 use http::{Request, StatusCode};
-use queue::ledger::{Books, JobFilter};
+use queue::ledger::JobFilter;
 use schemas::{Standing, TraceContext};
 use serde_json::{Value, json};
 

@@ -3,7 +3,6 @@
 use std::fs;
 
 use http::StatusCode;
-use queue::ledger::Books;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
