@@ -2,4 +2,5 @@
 
 mod brokers;
 mod ledgers;
+mod notifications;
 mod work;

@@ -1,10 +1,13 @@
-//! What the end-to-end tests share: worlds to act in, and the addresses of the servers that `tests/run` starts.
+//! What the end-to-end tests share: worlds to act in, receivers of what Nightporter sends, and the addresses of the
+//! servers that `tests/run` starts.
 
 pub mod faulty;
 pub mod ledgers;
+pub mod otlp;
 pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;
+pub mod receiver;
 
 /// The address of a server that `tests/run` started.
 ///

@@ -11,6 +11,7 @@ pub mod handler;
 mod heart;
 pub mod jobs;
 pub mod migrations;
+pub mod notice;
 pub mod registry;
 pub mod stores;
 mod worker;
