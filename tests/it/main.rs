@@ -2,4 +2,5 @@
 
 mod brokers;
 mod ledgers;
+mod migrations;
 mod work;

@@ -2,6 +2,7 @@
 
 pub mod faulty;
 pub mod ledgers;
+pub mod migration_world;
 pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;

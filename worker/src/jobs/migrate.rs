@@ -50,12 +50,12 @@ impl Handler for Migrate {
     const QUEUE: &'static str = "databases";
     const RETRY: RetryPolicy = RetryPolicy {
         first: Duration::from_secs(2),
-        longest: Duration::from_secs(60),
+        longest: Duration::from_mins(1),
         max_failures: 8,
         // Counted from when the run was stored: a long backup may stand before it.
-        max_age: Duration::from_secs(24 * 60 * 60),
+        max_age: Duration::from_hours(24),
     };
-    const TIME_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
+    const TIME_LIMIT: Duration = Duration::from_hours(6);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         check_database(&self.database, names)
@@ -63,7 +63,7 @@ impl Handler for Migrate {
 
     fn key(&self) -> Option<Key> {
         let commit = self.commit.as_ref()?;
-        let hold = Duration::from_secs(24 * 60 * 60);
+        let hold = Duration::from_hours(24);
         Some(Key { scope: Self::KIND.into(), key: format!("{}@{commit}", self.database), hold })
     }
 

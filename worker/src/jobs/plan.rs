@@ -35,7 +35,7 @@ impl Handler for Plan {
     const SUMMARY: &'static str = "says which migrations are pending on a database, and how dangerous they are";
     const QUEUE: &'static str = "databases";
     const RETRY: RetryPolicy = RetryPolicy::PROMPT;
-    const TIME_LIMIT: Duration = Duration::from_secs(600);
+    const TIME_LIMIT: Duration = Duration::from_mins(10);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         check_database(&self.database, names)

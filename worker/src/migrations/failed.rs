@@ -29,7 +29,8 @@ fn line_of(sql: &str, error: &PgDatabaseError) -> Option<usize> {
 
 /// A file that failed by itself: it would fail again.
 pub(super) fn discard(migration: &Migration, error: &sqlx::Error, shape: &Shape, next: &str) -> Failure {
-    let hint = if error.as_database_error().and_then(|error| error.code()).as_deref() == Some("25001") {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    let hint = if code.as_deref() == Some("25001") {
         " A statement that cannot run in a transaction needs a file of its own, whose first line is `-- no-transaction` \
          (Prisma: a file with that statement alone)."
     } else {

@@ -176,6 +176,7 @@ impl Repository<'_> {
             403 => {
                 "the token of `[connections.github]` may not read this repository; give it the right `contents: read`"
             }
+            301 | 302 | 307 | 308 => "the repository was renamed or moved; write its new name into `repository`",
             404 | 409 | 422 => {
                 "check `repository` and `branch` of the database's migrations, that the commit was pushed, and that the \
                  token may read this repository (GitHub says `not found` where it may not)"

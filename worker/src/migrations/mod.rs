@@ -117,7 +117,7 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            tool_lock: Duration::from_secs(120),
+            tool_lock: Duration::from_mins(2),
             statement_lock: Duration::from_secs(1),
             tries: 15,
             longest_pause: Duration::from_secs(20),

@@ -238,11 +238,10 @@ fn is_serial(data_type: &DataType) -> bool {
 /// Whether a default is one value for all rows that are there: a literal, or the time of the transaction.
 fn is_constant(value: &Expr) -> bool {
     match value {
-        Expr::Value(_) | Expr::TypedString(_) | Expr::Interval(_) => true,
+        // A word is a function without brackets in PostgreSQL, TRUE or a text in SQLite.
+        Expr::Value(_) | Expr::TypedString(_) | Expr::Interval(_) | Expr::Identifier(_) => true,
         Expr::Cast { expr, .. } | Expr::Nested(expr) | Expr::UnaryOp { expr, .. } => is_constant(expr),
         Expr::Array(array) => array.elem.iter().all(is_constant),
-        // In PostgreSQL a word is a function without brackets, in SQLite TRUE or a literal.
-        Expr::Identifier(_) => true,
         Expr::Function(function) => {
             let name = function.name.to_string().to_lowercase();
             matches!(
