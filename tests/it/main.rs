@@ -3,4 +3,5 @@
 mod brokers;
 mod ledgers;
 mod notifications;
+mod migrations;
 mod work;

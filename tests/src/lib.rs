@@ -4,6 +4,7 @@
 pub mod faulty;
 pub mod ledgers;
 pub mod otlp;
+pub mod migration_world;
 pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;

@@ -1,5 +1,7 @@
 //! Databases: what backups read, restores fill and migrations change. A new engine is a file here and an arm in [`open`].
 
+pub mod pooler;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use secrets::{Resolver, SecretText};
