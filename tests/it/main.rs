@@ -1,5 +1,7 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
+mod backups;
 mod brokers;
 mod ledgers;
+mod stores;
 mod work;

@@ -1,10 +1,12 @@
 //! What the end-to-end tests share: worlds to act in, and the addresses of the servers that `tests/run` starts.
 
 pub mod faulty;
+pub mod backup_world;
 pub mod ledgers;
 pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;
+pub mod s3;
 
 /// The address of a server that `tests/run` started.
 ///
