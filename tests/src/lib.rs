@@ -1,7 +1,7 @@
 //! What the end-to-end tests share: worlds to act in, and the addresses of the servers that `tests/run` starts.
 
-pub mod faulty;
 pub mod backup_world;
+pub mod faulty;
 pub mod ledgers;
 pub mod porter;
 pub mod postgres;
