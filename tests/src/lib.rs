@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: worlds to act in, receivers of what Nightporter sends, and the addresses of the
 //! servers that `tests/run` starts.
 
+pub mod backup_world;
 pub mod faulty;
 pub mod ledgers;
 pub mod otlp;
@@ -9,6 +10,7 @@ pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;
 pub mod receiver;
+pub mod s3;
 
 /// The address of a server that `tests/run` started.
 ///
