@@ -1,1 +1,29 @@
-//! placeholder
+//! The producer: deliveries in, events and jobs out.
+//!
+//! [`Door`] is the public door: it verifies, normalizes, routes and books each delivery, and only then signs for it.
+
+mod accept;
+mod delivery;
+mod door;
+mod patience;
+pub mod readable;
+mod rejection;
+mod router;
+pub mod routes;
+mod signature;
+pub mod sources;
+mod spool;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod oddities;
+#[cfg(test)]
+mod world;
+
+pub use door::{Door, DoorConfig};
+pub use rejection::Rejection;
+pub use routes::{Matched, RouteConfig, RouteExplanation, Routes, RunConfig, Startable};
+pub use signature::Verified;
+pub use sources::{Source, SourceConfig, Sources, source_type};
+pub use spool::{Spool, SpoolError, SpoolLimits};

@@ -46,11 +46,10 @@ impl Condition {
         &self.text
     }
 
-    /// Whether it reads below the given path, for example `["event", "raw"]`.
+    /// Whether it reads below the given path, for example `["event", "raw"]`, or may do so because it takes something
+    /// above it whole (`event["raw"]`).
     pub fn reads(&self, path: &[&str]) -> bool {
-        self.paths
-            .iter()
-            .any(|read| read.len() >= path.len() && read.iter().zip(path).all(|(left, right)| left == right))
+        self.paths.iter().any(|read| read.iter().zip(path).all(|(left, right)| left == right))
     }
 
     /// What it reads that cannot be there. `shape` is an object of all variables, with a value (null will do) wherever
@@ -220,6 +219,13 @@ mod tests {
             check("evnt.target == ''")[0].to_string(),
             "there is no variable named `evnt` (did you mean `event`?)"
         );
+    }
+
+    #[test]
+    fn what_takes_an_object_whole_may_read_each_of_its_fields() {
+        let reads = |text: &str| Condition::parse(text).unwrap().reads(&["event", "raw"]);
+        assert!(reads("event.raw.n > 2") && reads("event['raw'].n > 2") && reads("size(event) > 2"));
+        assert!(!reads("event.target == 'raw' && event.git.sha != null"));
     }
 
     #[test]

@@ -155,15 +155,18 @@ impl Runbook {
 
     /// What is wrong with given inputs: all of it, not the first.
     pub fn check_inputs(&self, given: &Map<String, Value>) -> Vec<Problem> {
+        let wrong = self.inputs.iter().filter_map(|(name, kind)| kind.check(name, given.get(name)?).err());
+        self.check_names(given).into_iter().chain(wrong).collect()
+    }
+
+    /// What is wrong with the names of given inputs, whose values are not known yet.
+    pub fn check_names(&self, given: &Map<String, Value>) -> Vec<Problem> {
         let unknown = given
             .keys()
             .filter(|name| !self.inputs.contains_key(*name))
             .map(|name| Problem::unknown("input", name, self.inputs.keys().map(String::as_str)));
-        let wrong = self.inputs.iter().filter_map(|(name, kind)| match given.get(name) {
-            None => Some(Problem::new(format!("input `{name}` is missing"))),
-            Some(value) => kind.check(name, value).err(),
-        });
-        unknown.chain(wrong).collect()
+        let missing = self.inputs.keys().filter(|name| !given.contains_key(*name));
+        unknown.chain(missing.map(|name| Problem::new(format!("input `{name}` is missing")))).collect()
     }
 
     /// Fixes graph and arguments: a run, ready to be stored.

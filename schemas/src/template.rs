@@ -60,6 +60,18 @@ impl Template {
         problems
     }
 
+    /// Whether it reads below the given path, for example `["event", "raw"]`, or may do so because it takes something
+    /// above it whole (`event["raw"]`).
+    pub fn reads(&self, path: &[&str]) -> bool {
+        let mut reads = false;
+        let parsed: Result<(), Problem> = each_text(&self.0, &mut |text| {
+            reads |=
+                variables_of(text)?.iter().any(|name| name.split('.').zip(path).all(|(left, right)| left == *right));
+            Ok(())
+        });
+        reads || parsed.is_err()
+    }
+
     /// Fills it in. `variables` is an object.
     pub fn render(&self, variables: &Value) -> Result<Value, TemplateError> {
         render_value(&self.0, variables)
@@ -168,6 +180,14 @@ mod tests {
             template.check(&shape)[0].to_string(),
             "there is no field of `event.git` named `sah` (did you mean `sha`?)"
         );
+    }
+
+    #[test]
+    fn what_a_template_reads_is_known_before_it_is_rendered() {
+        let reads = |text: &str| Template::parse(json!({"list": [text]})).unwrap().reads(&["event", "raw"]);
+        assert!(reads("{{ event.raw.commits[0].id }}") && reads("{{ event['raw'].n }}"));
+        assert!(reads("{% for key in event %}{{ key }}{% endfor %}"));
+        assert!(!reads("{{ event.git.sha }}") && !reads("event.raw") && !reads("{{ inputs.ref }}"));
     }
 
     #[test]

@@ -1,0 +1,107 @@
+//! The public door, as the command line holds it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+use queue::Queue;
+use queue::ledger::StoredBody;
+use schemas::{Event, Timestamp, TraceContext};
+use secrets::Resolver;
+use tokio::time::{Instant, timeout};
+
+use crate::patience::Patience;
+use crate::rejection::Rejection;
+use crate::routes::{Making, Matched, Routes, Startable};
+use crate::sources::Sources;
+use crate::spool::Spool;
+
+/// A ledger that tells the time within this can accept.
+const READY_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a door is made of.
+pub struct DoorConfig {
+    /// Where deliveries are booked.
+    pub queue: Queue,
+    /// Who may deliver.
+    pub sources: Sources,
+    /// What their events make.
+    pub routes: Routes,
+    /// What routes can start.
+    pub startable: Startable,
+    /// Resolves the sources' secrets, at each delivery.
+    pub resolver: Arc<Resolver>,
+    /// Of the configuration that all this is from; stored with each event.
+    pub config_digest: String,
+    /// Where deliveries of senders that never send again wait while the ledger is away.
+    pub spool: Spool,
+}
+
+/// The public door: takes deliveries in. Cheap to clone.
+#[derive(Clone)]
+pub struct Door(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) config: DoorConfig,
+    pub(crate) patience: BTreeMap<String, Patience>,
+    /// By [`Rejection::ALL`].
+    pub(crate) rejections: [AtomicU64; Rejection::ALL.len()],
+    /// Tells the wall clock's time: the only place that needs it is a signature.
+    pub(crate) wall_clock: fn() -> Timestamp,
+}
+
+impl Door {
+    /// A door that is open.
+    pub fn new(config: DoorConfig) -> Self {
+        Self::with_wall_clock(config, Utc::now)
+    }
+
+    pub(crate) fn with_wall_clock(config: DoorConfig, wall_clock: fn() -> Timestamp) -> Self {
+        let now = Instant::now();
+        let patience = config.sources.iter().map(|source| (source.name().to_owned(), Patience::new(now))).collect();
+        Self(Arc::new(Inner { config, patience, rejections: Default::default(), wall_clock }))
+    }
+
+    /// Whether a delivery could be signed for now: while the ledger answers, or the spool has room and some source would
+    /// use it.
+    pub async fn can_accept(&self) -> bool {
+        let config = &self.0.config;
+        if matches!(timeout(READY_WITHIN, config.queue.ledger().time()).await, Ok(Ok(_))) {
+            return true;
+        }
+        let spools = config.sources.iter().any(|source| !source.kind().sends_again());
+        spools && config.spool.can_accept().await
+    }
+
+    /// Deliveries that were not believed since the start, by reason, for metrics.
+    pub fn rejections(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.0.rejections.iter().map(|count| count.load(Ordering::Relaxed));
+        Rejection::ALL.iter().map(|rejection| rejection.as_str()).zip(counts).collect()
+    }
+
+    /// How many deliveries wait in the spool, for metrics.
+    pub fn spooled(&self) -> u64 {
+        self.0.config.spool.waiting()
+    }
+
+    /// What today's routes make of an event that is booked already, for the release of a held one.
+    pub fn work_of(&self, event: &Event, body: &StoredBody, trace: &TraceContext) -> Matched {
+        let Inner { config, .. } = &*self.0;
+        let making = Making { now: config.queue.clock().now(), trace };
+        let raw = || {
+            let bytes = body.bytes().map_err(|error| error.to_string())?;
+            self.raw(&event.source, &body.content_type, &bytes)
+        };
+        config.routes.matching(event, raw, &config.startable, making)
+    }
+
+    /// The sender's own body as a value, for the routes that read it.
+    pub(crate) fn raw(&self, source: &str, content_type: &str, body: &[u8]) -> Result<serde_json::Value, String> {
+        let source = self.0.config.sources.get(source);
+        let source = source.ok_or("its source is no longer configured")?;
+        let json = source.kind().json(content_type, body).map_err(|error| error.to_string())?;
+        serde_json::from_str(&json).map_err(|error| error.to_string())
+    }
+}

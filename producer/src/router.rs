@@ -1,0 +1,136 @@
+//! The public door over HTTP: `POST /webhooks/{source}`.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use schemas::api::{DeliveryAnswer, ErrorAnswer};
+use tokio::time::timeout;
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
+
+use crate::accept::Refusal;
+use crate::door::Door;
+use crate::sources::{Source, media_type};
+
+/// The largest body: GitHub's own limit.
+const LARGEST_BODY: usize = 25 * 1024 * 1024;
+
+/// A body that is not here within this is not waited for.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
+
+/// When a sender should come back, in seconds.
+const COME_BACK: &str = "30";
+
+impl Door {
+    /// The routes of the public door.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/webhooks/{source}", post(receive).fallback(wrong_method))
+            .layer(DefaultBodyLimit::max(LARGEST_BODY))
+            .with_state(self.clone())
+    }
+}
+
+/// A delivery begins a trace of its own: whoever may post here may also forge a `traceparent`, so none is read.
+async fn receive(State(door): State<Door>, Path(name): Path<String>, request: Request) -> Response {
+    let source = door.0.config.sources.get(&name);
+    let span = info_span!(
+        parent: None,
+        "delivery",
+        otel.name = "POST /webhooks/{source}",
+        otel.kind = "server",
+        http.request.method = "POST",
+        http.route = "/webhooks/{source}",
+        http.response.status_code = Empty,
+        source = source.map(Source::name),
+        "event.id" = Empty,
+        "event.type" = Empty,
+    );
+    async {
+        let response = match source {
+            Some(source) => take(&door, source, request).await.unwrap_or_else(|refused| refused),
+            None => error(StatusCode::NOT_FOUND, "there is no such source"),
+        };
+        tracing::Span::current().record("http.response.status_code", response.status().as_u16());
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+async fn wrong_method() -> Response {
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "deliveries come by POST");
+    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static("POST"));
+    response
+}
+
+async fn take(door: &Door, source: &Source, request: Request) -> Result<Response, Response> {
+    check_type(source, request.headers())?;
+    check_length(request.headers())?;
+    let headers = request.headers().clone();
+    let body = body_of(request).await?;
+    match door.accept(source, &headers, body).await {
+        Ok(answer) => Ok(signed_for(&answer)),
+        Err(refusal) => Err(refuse(&refusal)),
+    }
+}
+
+fn check_type(source: &Source, headers: &HeaderMap) -> Result<(), Response> {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(media_type);
+    let forms = source.kind().sends_forms();
+    match given.as_deref() {
+        Some("application/json") => Ok(()),
+        Some("application/x-www-form-urlencoded") if forms => Ok(()),
+        _ => Err(error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "deliveries of this source are application/json")),
+    }
+}
+
+/// Refuses what says that it is too large before a byte of it is read.
+fn check_length(headers: &HeaderMap) -> Result<(), Response> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let too_large = length.is_some_and(|length| length > LARGEST_BODY as u64);
+    if too_large { Err(too_large_error()) } else { Ok(()) }
+}
+
+async fn body_of(request: Request) -> Result<Bytes, Response> {
+    match timeout(BODY_WITHIN, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => Err(too_large_error()),
+        Ok(Err(_)) => Err(error(StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => Err(error(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+    }
+}
+
+fn too_large_error() -> Response {
+    error(StatusCode::PAYLOAD_TOO_LARGE, "a delivery has at most 25 MiB")
+}
+
+fn signed_for(answer: &DeliveryAnswer) -> Response {
+    let status = if answer.duplicate { StatusCode::OK } else { StatusCode::ACCEPTED };
+    (status, Json(answer)).into_response()
+}
+
+/// One answer for every failed signature: what was wrong with it is for the operator's log.
+fn refuse(refusal: &Refusal) -> Response {
+    let (status, text) = match refusal {
+        Refusal::Unverified => return error(StatusCode::UNAUTHORIZED, "the signature is missing or wrong"),
+        Refusal::TooManyFailures => (StatusCode::TOO_MANY_REQUESTS, "too many deliveries with a wrong signature"),
+        Refusal::Unavailable => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the delivery cannot be kept now; send it again later")
+        }
+    };
+    let mut response = error(status, text);
+    response.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static(COME_BACK));
+    response
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    (status, Json(ErrorAnswer { error: text.to_owned() })).into_response()
+}
