@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    audit, check, completions, events, jobs, queues, run, runs, schemas, serve, up, work,
+    audit, check, completions, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -56,6 +56,10 @@ pub(crate) enum Command {
     Work(work::Args),
     /// Say everything that is wrong with the configuration.
     Check(check::Args),
+    /// Say which jobs an event would make, and why.
+    Explain(explain::Args),
+    /// Send a signed sample event to the running server.
+    Trigger(trigger::Args),
     /// Start a runbook or a single job.
     Run(run::Args),
     /// Events: what senders said.
@@ -77,4 +81,46 @@ pub(crate) enum Command {
     Schemas(schemas::Args),
     /// Print a completion script for a shell.
     Completions(completions::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn walk(command: &clap::Command, path: &str, visit: &mut impl FnMut(&clap::Command, &str)) {
+        let path = format!("{path} {}", command.get_name()).trim().to_owned();
+        visit(command, &path);
+        command.get_subcommands().for_each(|inner| walk(inner, &path, visit));
+    }
+
+    #[test]
+    fn every_command_and_every_argument_says_what_it_is_for() {
+        let mut root = Args::command();
+        root.build();
+        let mut seen = 0;
+        walk(&root, "", &mut |command, path| {
+            seen += 1;
+            assert!(command.get_about().is_some_and(|about| !about.to_string().is_empty()), "`{path}` says nothing");
+            for argument in command.get_arguments() {
+                let help = argument.get_help().is_some_and(|help| !help.to_string().is_empty());
+                assert!(help, "`{}` of `{path}` says nothing", argument.get_id());
+            }
+        });
+        assert!(seen > 20, "only {seen} commands were seen");
+    }
+
+    #[test]
+    fn every_command_can_print_json_and_take_another_configuration() {
+        let mut root = Args::command();
+        root.build();
+        walk(&root, "", &mut |command, path| {
+            for wanted in ["json", "config"] {
+                // clap's own `help` command takes nothing.
+                let there = command.get_arguments().any(|argument| argument.get_id() == wanted);
+                assert!(there || path.contains(" help"), "`{path}` has no --{wanted}");
+            }
+        });
+    }
 }

@@ -67,7 +67,8 @@ impl Client {
                     .help("is it a nightporter of another version, or another program?")
             });
         }
-        let said = serde_json::from_slice(&body).map_or_else(|_| format!("{status}"), |answer: ErrorAnswer| answer.error);
+        let said =
+            serde_json::from_slice(&body).map_or_else(|_| format!("{status}"), |answer: ErrorAnswer| answer.error);
         Err(refused(status, said))
     }
 }
@@ -124,9 +125,7 @@ async fn token(global: &Global, config: Option<&Config>) -> Result<SecretString,
     if let Some(token) = std::env::var("NIGHTPORTER_TOKEN").ok().filter(|token| !token.is_empty()) {
         return Ok(token.into());
     }
-    let without = || {
-        Failure::auth("there is no token to show").help("give it with --token-file or NIGHTPORTER_TOKEN")
-    };
+    let without = || Failure::auth("there is no token to show").help("give it with --token-file or NIGHTPORTER_TOKEN");
     let config = config.ok_or_else(without)?;
     if let Some(token) = &config.operators.token {
         return rooms::resolve(token, &*rooms::resolver(config).await, "[operators] token").await;

@@ -1,12 +1,12 @@
 //! Health: `/healthz` (this process answers) and `/readyz` (it can do its work), for every role.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
+use producer::Door;
 use queue::Queue;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -14,14 +14,11 @@ use tokio::time::timeout;
 /// A ledger that takes longer to tell the time is not ready.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Whether deliveries can be taken: into the ledger or into the spool.
-pub(crate) type CanAccept = Arc<dyn Fn() -> bool + Send + Sync>;
-
 /// What readiness is judged by.
 #[derive(Clone)]
 pub(crate) struct Health {
     queue: Queue,
-    can_accept: Option<CanAccept>,
+    door: Option<Door>,
 }
 
 /// Why a process is ready or not, for operators.
@@ -36,8 +33,8 @@ struct Readiness {
 
 impl Health {
     /// The health of a process that has this queue, and of its door, if it has one.
-    pub(crate) fn new(queue: Queue, can_accept: Option<CanAccept>) -> Self {
-        Self { queue, can_accept }
+    pub(crate) fn new(queue: Queue, door: Option<Door>) -> Self {
+        Self { queue, door }
     }
 
     /// `/healthz`, and `/readyz` with yes or no: what the public may know.
@@ -54,7 +51,10 @@ impl Health {
         let ledger = matches!(timeout(PATIENCE, self.queue.ledger().time()).await, Ok(Ok(_)));
         // Without a broker everything goes on, slower: workers poll. So it is no reason to send nobody here.
         let broker = self.queue.broker().is_well();
-        let deliveries = self.can_accept.as_ref().map(|can_accept| can_accept());
+        let deliveries = match &self.door {
+            Some(door) => Some(door.can_accept().await),
+            None => None,
+        };
         let word = |well: bool| if well { "well" } else { "away" };
         Readiness {
             ready: deliveries.unwrap_or(ledger),

@@ -11,6 +11,7 @@ mod listener;
 mod output;
 mod rooms;
 mod server;
+mod telemetry;
 
 use std::process::ExitCode;
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use producer::{Door, DoorConfig, Spool, SpoolLimits};
 use queue::{Queue, QueueConfig};
 use secrets::vaults::{AwsVault, Vault};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
@@ -42,6 +43,21 @@ async fn resolve_address(address: &Address, resolver: &Resolver, key: &str) -> R
         (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,
         (None, None) => Err(Failure::usage(format!("[queue] {key} is empty"))),
     }
+}
+
+/// The public door that is configured.
+pub(crate) fn door(config: Config, queue: Queue, resolver: Arc<Resolver>) -> Result<Door, Failure> {
+    let spool = Spool::open(&config.server.spool, SpoolLimits::default())
+        .map_err(|error| Failure::failed(with_causes(&error)).help("[server] spool names another folder"))?;
+    Ok(Door::new(DoorConfig {
+        queue,
+        sources: config.sources,
+        routes: config.routes,
+        startable: config.startable,
+        resolver,
+        config_digest: config.digest,
+        spool,
+    }))
 }
 
 /// The value of a secret that is needed to start.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use console::Console;
+use console::{Console, Released};
+use producer::{Door, Matched, Startable};
 use queue::Queue;
+use schemas::Problem;
 use secrets::Resolver;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,15 +19,19 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 use worker::{Worker, WorkerConfig, World};
 
-use crate::config::{Checked, Config, Finding};
+use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::health::Health;
 use crate::listener::Listener;
 use crate::rooms;
+use crate::telemetry::{self, TelemetrySettings};
 
 /// What is to be rung is rung within this at the end; what is not is found by polling.
 const LAST_BELLS: Duration = Duration::from_secs(5);
+
+/// What is still to be traced is sent within this at the end.
+const LAST_TRACES: Duration = Duration::from_secs(5);
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,40 +65,53 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
     let checked = Checked::file(config)?;
     let warnings = checked.lines(|finding| !Finding::is_error(finding));
     let config = checked.config()?;
+    let TelemetrySection { otlp, log } = config.telemetry.clone();
+    let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json })?;
+    warnings.lines().for_each(|line| warn!("{line}"));
+    let ended = run_roles(config, roles, ready_file).await;
+    telemetry.shutdown(LAST_TRACES).await;
+    ended
+}
+
+async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     // Bound first: an address that is taken is said before anything is opened.
-    let door = if roles.serves { Some(Listener::bind(config.server.listen, "server").await?) } else { None };
+    let front = if roles.serves { Some(Listener::bind(config.server.listen, "server").await?) } else { None };
     let house = Listener::bind(config.operators.listen, "operators").await?;
-    let ready = Ready { server: door.as_ref().map(Listener::address), operators: house.address() };
+    let ready = Ready { server: front.as_ref().map(Listener::address), operators: house.address() };
     let resolver = rooms::resolver(&config).await;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
-    warnings.lines().for_each(|line| warn!("{line}"));
-    let mut running = Running::new(queue.clone(), stop.clone());
-    let health = Health::new(queue.clone(), None);
-    let mut api = health.clone().with_reasons();
-    if roles.serves {
-        let token = rooms::token(&config, &resolver, &ledger).await?;
-        api = api.merge(console::router(console(&config, &queue, token)));
-    }
-    running.listen(house, api);
-    if let Some(door) = door {
-        running.listen(door, health.public());
-    }
+    let mut running = Running::new(queue.clone(), stop);
     if roles.works {
-        running.work(&config, &resolver)?;
+        running.work(&config, &resolver);
+    }
+    if let Some(front) = front {
+        let token = rooms::token(&config, &resolver, &ledger).await?;
+        let startable = config.startable.clone();
+        let door = rooms::door(config, queue.clone(), resolver)?;
+        let health = Health::new(queue.clone(), Some(door.clone()));
+        running.listen(
+            house,
+            health.clone().with_reasons().merge(console::router(console(queue, startable, token, &door))),
+        );
+        running.listen(front, health.public().merge(door.router()));
+        running.drain(door);
+    } else {
+        running.listen(house, Health::new(queue, None).with_reasons());
     }
     announce(&ready, ready_file.as_deref())?;
     running.until_stopped().await
 }
 
-fn console(config: &Config, queue: &Queue, token: Arc<str>) -> Console {
-    Console {
-        queue: queue.clone(),
-        catalog: Arc::clone(&config.catalog),
-        runbooks: Arc::clone(&config.runbooks),
-        token,
-        released: Arc::new(|_, _| Ok((Vec::new(), Vec::new()))),
-    }
+fn console(queue: Queue, startable: Startable, token: Arc<str>, door: &Door) -> Console {
+    let door = door.clone();
+    let Startable { catalog, runbooks } = startable;
+    let released: Released = Arc::new(move |view, body| {
+        let Matched { jobs, runs, errors } = door.work_of(&view.event, body, &queue::trace::current());
+        // Released without it, the work of the route that errs would be lost silently.
+        if errors.is_empty() { Ok((jobs, runs)) } else { Err(Problem::new(errors.join("; "))) }
+    });
+    Console { queue, catalog, runbooks, token, released }
 }
 
 /// What was started, in the order in which it ends.
@@ -120,9 +139,13 @@ impl Running {
         self.parts.spawn(listener.serve(router, self.stop.clone()));
     }
 
-    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>) -> Result<(), Failure> {
-        let http = crate::client::http_client()?;
-        let world = World::new(config.world.clone(), Arc::clone(resolver), http);
+    fn drain(&mut self, door: Door) {
+        let stop = self.stop.clone();
+        self.parts.spawn(async move { door.drain(stop).await });
+    }
+
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>) {
+        let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
         let registry = Arc::new(worker::jobs::registry());
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),
@@ -131,7 +154,6 @@ impl Running {
         };
         let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);
         self.parts.spawn(worker.run(self.stop.clone()));
-        Ok(())
     }
 
     /// Waits for the word to stop; then stops accepting, lets the work end, and closes the queue. A part that ends

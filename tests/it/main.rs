@@ -1,4 +1,5 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
+mod commands;
 mod ledgers;
 mod work;

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: worlds to act in, and the addresses of the servers that `tests/run` starts.
 
+pub mod binary;
 pub mod faulty;
 pub mod ledgers;
 pub mod porter;

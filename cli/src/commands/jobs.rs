@@ -2,8 +2,8 @@
 
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
-use schemas::{JobId, JobState};
 use schemas::api::{JobView, ReasonRequest};
+use schemas::{JobId, JobState};
 use url::form_urlencoded::Serializer;
 
 use crate::args::Global;
@@ -56,7 +56,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             let mut query = Serializer::new(String::new());
             query.append_pair("limit", &limit.to_string());
             for (name, value) in [("state", state), ("kind", kind)] {
-                value.iter().for_each(|value| drop(query.append_pair(name, value)));
+                query.extend_pairs(value.map(|value| (name, value)));
             }
             let jobs: Vec<JobView> = client.get(&format!("jobs?{}", query.finish())).await?;
             return global.output().print(&jobs, |jobs| rows(jobs));

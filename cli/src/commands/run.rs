@@ -75,10 +75,16 @@ fn say(started: &StartAnswer) -> String {
 
 async fn wait_for_run(client: &Client, id: RunId, deadline: Instant, output: Output) -> Result<(), Failure> {
     let mut said = String::new();
-    let ended = wait(deadline, &format!("run {id}"), || async {
-        let run: RunView = client.get(&format!("runs/{id}")).await?;
-        Ok((run.state != RunState::Running, runs::progress(&run), run))
-    }, &mut said).await?;
+    let ended = wait(
+        deadline,
+        &format!("run {id}"),
+        || async {
+            let run: RunView = client.get(&format!("runs/{id}")).await?;
+            Ok((run.state != RunState::Running, runs::progress(&run), run))
+        },
+        &mut said,
+    )
+    .await?;
     finish(output, &ended, runs::details)?;
     let reasons = ended.jobs.iter().filter(|job| matches!(job.state, JobState::Discarded | JobState::Cancelled));
     let why: Vec<String> = reasons
@@ -93,10 +99,16 @@ async fn wait_for_run(client: &Client, id: RunId, deadline: Instant, output: Out
 
 async fn wait_for_job(client: &Client, id: JobId, deadline: Instant, output: Output) -> Result<(), Failure> {
     let mut said = String::new();
-    let ended = wait(deadline, &format!("job {id}"), || async {
-        let job: JobView = client.get(&format!("jobs/{id}")).await?;
-        Ok((job.state.is_finished(), format!("{} is {}", job.kind, job.state.as_str()), job))
-    }, &mut said).await?;
+    let ended = wait(
+        deadline,
+        &format!("job {id}"),
+        || async {
+            let job: JobView = client.get(&format!("jobs/{id}")).await?;
+            Ok((job.state.is_finished(), format!("{} is {}", job.kind, job.state.as_str()), job))
+        },
+        &mut said,
+    )
+    .await?;
     finish(output, &ended, jobs::details)?;
     let why = ended.reason.as_deref().unwrap_or("no reason is known");
     match ended.state {

@@ -46,7 +46,7 @@ pub(crate) fn values(
     config: Option<&Config>,
 ) -> Result<Map<String, Value>, Failure> {
     let schema = catalog.kind(what).ok().map(|info| (info.schema)());
-    let inputs = config.and_then(|config| config.runbooks.get(what)).map(schemas::Runbook::inputs);
+    let inputs = config.and_then(|config| config.startable.runbooks.get(what)).map(schemas::Runbook::inputs);
     let mut values = Map::new();
     for With { name, given } in given {
         let value = match (given, &schema, inputs.and_then(|inputs| inputs.get(&name))) {

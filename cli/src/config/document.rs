@@ -15,6 +15,9 @@ use super::finding::{Finding, Place, from_serde, missing_field};
 /// A part of the file.
 pub(crate) type Part<'t> = Spanned<DeValue<'t>>;
 
+/// After so many mistakes in one part the rest of it can wait.
+const MOST_TURNS: usize = 500;
+
 /// The span of what was filled in for a missing field; nothing in a file has it.
 const FILLED: Range<usize> = usize::MAX - 1..usize::MAX;
 
@@ -50,20 +53,24 @@ impl<'t> Document<'t> {
         table.into_iter().flat_map(DeTable::keys).map(|key| key.get_ref().to_string()).collect()
     }
 
+    /// How many items the array at a path has.
+    pub(crate) fn length(&self, path: &[&str]) -> usize {
+        self.part(path).and_then(|part| part.get_ref().as_array()).map_or(0, |items| items.len())
+    }
+
     /// Reads the part at a path, and notes all that is wrong in it. None where it is absent or cannot be read.
     pub(crate) fn read<T: DeserializeOwned>(&self, path: &[&str], findings: &mut Vec<Finding>) -> Option<T> {
         let mut part = self.part(path)?.clone();
         let mut missing: Option<Missing> = None;
         let before = findings.len();
-        // Each turn takes something out or tries the next filling, so the turns are bounded by the file.
-        loop {
+        for _ in 0..MOST_TURNS {
             let error = match T::deserialize(ValueDeserializer::from(part.clone())) {
                 Ok(read) => return (findings.len() == before).then_some(read),
                 Err(error) => error,
             };
             let span = error.span().unwrap_or(part.span());
             if span == FILLED {
-                missing = Some(missing?.next(&mut part)?);
+                missing = Missing::next(missing?, &mut part)?;
                 continue;
             }
             if let Some(key) = missing_field(error.message()) {
@@ -78,6 +85,7 @@ impl<'t> Document<'t> {
                 return None;
             }
         }
+        None
     }
 
     /// The paths of all texts that hold the given one.
@@ -157,15 +165,15 @@ fn child<'a, 't>(part: &'a Part<'t>, step: &str) -> Option<(Option<Range<usize>>
     }
 }
 
-/// The path below a value to the key or value with that span.
+/// The path below a value to the key or value with that span; of several, the innermost: a table that is only there
+/// because of the name of another has that one's span.
 fn path_to(value: &DeValue<'_>, span: &Range<usize>) -> Option<Vec<String>> {
-    let below = |step: String, found: bool, part: &Part<'_>| {
-        if found {
-            return Some(vec![step]);
+    let below = |step: String, here: bool, part: &Part<'_>| match path_to(part.get_ref(), span) {
+        Some(mut path) => {
+            path.insert(0, step);
+            Some(path)
         }
-        let mut path = path_to(part.get_ref(), span)?;
-        path.insert(0, step);
-        Some(path)
+        None => here.then(|| vec![step]),
     };
     match value {
         DeValue::Table(table) => table.iter().find_map(|(key, part)| {
@@ -178,21 +186,27 @@ fn path_to(value: &DeValue<'_>, span: &Range<usize>) -> Option<Vec<String>> {
     }
 }
 
-/// Takes out the key or value with that span; false where there is none.
+/// Takes out the key or value with that span, the innermost; false where there is none.
 fn take_out(value: &mut DeValue<'_>, span: &Range<usize>) -> bool {
     match value {
         DeValue::Table(table) => {
+            if table.iter_mut().any(|(_, part)| take_out(part.get_mut(), span)) {
+                return true;
+            }
             let before = table.len();
             *table = std::mem::take(table)
                 .into_iter()
                 .filter(|(key, part)| key.span() != *span && part.span() != *span)
                 .collect();
-            table.len() < before || table.iter_mut().any(|(_, part)| take_out(part.get_mut(), span))
+            table.len() < before
         }
         DeValue::Array(items) => {
+            if items.iter_mut().any(|part| take_out(part.get_mut(), span)) {
+                return true;
+            }
             let before = items.len();
             *items = items.iter().filter(|part| part.span() != *span).cloned().collect();
-            items.len() < before || items.iter_mut().any(|part| take_out(part.get_mut(), span))
+            items.len() < before
         }
         _ => false,
     }
@@ -207,36 +221,59 @@ struct Missing {
 
 impl Missing {
     fn fill(part: &mut Part<'_>, table: Range<usize>, key: String) -> Option<Self> {
-        Self { table, key, filling: 0 }.put(part)
+        let missing = Self { table, key, filling: 0 };
+        missing.put(part).then_some(missing)
     }
 
-    fn next(self, part: &mut Part<'_>) -> Option<Self> {
-        Self { filling: self.filling + 1, ..self }.put(part)
+    /// Tries the next value. When none fits, the whole table is taken out: what is wrong in it was found before, and its
+    /// neighbours are still to be read. None where it has no neighbours.
+    fn next(missing: Self, part: &mut Part<'_>) -> Option<Option<Self>> {
+        let missing = Self { filling: missing.filling + 1, ..missing };
+        if missing.put(part) {
+            return Some(Some(missing));
+        }
+        take_out(part.get_mut(), &missing.table).then_some(None)
     }
 
-    fn put(self, part: &mut Part<'_>) -> Option<Self> {
+    fn put(&self, part: &mut Part<'_>) -> bool {
         let filling = match self.filling {
             0 => DeValue::String("".into()),
             1 => DeValue::Array(DeArray::default()),
             2 => DeValue::Table(DeTable::new()),
             3 => DeValue::Integer(DeInteger::default()),
             4 => DeValue::Boolean(true),
-            _ => return None,
+            _ => return false,
         };
-        let table = table_with(part, &self.table)?;
+        let Some(table) = table_with(part, &self.table) else { return false };
+        // Taken out first: putting in a key that is there keeps the old key, with its place.
+        table.remove(self.key.as_str());
         table.insert(Spanned::new(FILLED, self.key.clone().into()), Spanned::new(FILLED, filling));
-        Some(self)
+        true
     }
 }
 
+/// The innermost table with that span.
 fn table_with<'a, 't>(part: &'a mut Part<'t>, span: &Range<usize>) -> Option<&'a mut DeTable<'t>> {
-    if part.span() == *span {
-        return if let DeValue::Table(table) = part.get_mut() { Some(table) } else { None };
-    }
+    let here = part.span() == *span;
     match part.get_mut() {
-        DeValue::Table(table) => table.iter_mut().find_map(|(_, value)| table_with(value, span)),
+        DeValue::Table(table) => {
+            let within =
+                table.iter().find(|(_, value)| holds_table(value, span)).map(|(key, _)| key.get_ref().to_string());
+            match within {
+                Some(key) => table_with(table.get_mut(key.as_str())?, span),
+                None => here.then_some(table),
+            }
+        }
         DeValue::Array(items) => items.iter_mut().find_map(|item| table_with(item, span)),
         _ => None,
+    }
+}
+
+fn holds_table(part: &Part<'_>, span: &Range<usize>) -> bool {
+    match part.get_ref() {
+        DeValue::Table(table) => part.span() == *span || table.values().any(|value| holds_table(value, span)),
+        DeValue::Array(items) => items.iter().any(|item| holds_table(item, span)),
+        _ => false,
     }
 }
 
@@ -305,15 +342,15 @@ door = 7
         assert_eq!(
             findings(text),
             [
-                "1:1: error: house: `floors` is missing",
-                "1:1: error: house: `name` is missing",
+                "1:2: error: house: `floors` is missing",
+                "1:2: error: house: `name` is missing",
                 "2:1: error: house.flors: there is no key named `flors` (did you mean `floors`?)",
-                "4:8: error: house.rooms.hall.size: invalid type: a string, expected u32",
+                "4:8: error: house.rooms.hall.size: invalid type: a string, expected a whole number",
                 "5:17: error: house.rooms.hall.windows.1: invalid type: integer `3`, expected a string",
-                "6:8: error: house.rooms.hall.door: there is no such value `opn` (did you mean `open`?)",
+                "6:8: error: house.rooms.hall.door: `opn` is not one of the values it may have (did you mean `open`?)",
                 "7:1: error: house.rooms.cellar: `windows` is missing",
                 "9:1: error: house.rooms.cellar.wndows: there is no key named `wndows` (did you mean `windows`?)",
-                "10:8: error: house.rooms.cellar.door: wanted a string or table",
+                "10:8: error: house.rooms.cellar.door: invalid type: expected a string",
             ]
         );
     }
@@ -321,7 +358,8 @@ door = 7
     #[test]
     fn all_errors_of_syntax_are_found_at_once() {
         let found = Document::parse("a = \nb = 1\n[c\n").err().unwrap();
-        let places: Vec<u32> = found.iter().filter_map(|finding| Some(finding.place?.line)).collect();
+        let mut places: Vec<u32> = found.iter().filter_map(|finding| Some(finding.place?.line)).collect();
+        places.sort_unstable();
         assert_eq!(places, [1, 3], "{found:?}");
     }
 

@@ -136,6 +136,11 @@ fn in_words_of_toml(message: &str) -> String {
     if let Some((before, _)) = words.split_once("expected struct ") {
         words = format!("{before}expected a table");
     }
+    for number in ["u8", "u16", "u32", "u64", "usize", "i32", "i64"] {
+        if let Some(before) = words.strip_suffix(&format!("expected {number}")) {
+            words = format!("{before}expected a whole number");
+        }
+    }
     let pairs = [
         ("expected a map", "expected a table"),
         ("expected a sequence", "expected an array"),
@@ -162,6 +167,9 @@ mod tests {
     fn texts_are_left_out_of_messages() {
         let finding = from_serde("invalid type: string \"hunter\\\"2\", expected a sequence");
         assert_eq!(finding.message, "invalid type: a string, expected an array");
-        assert_eq!(from_serde("invalid type: integer `3`, expected struct Room").message, "invalid type: integer `3`, expected a table");
+        assert_eq!(
+            from_serde("invalid type: integer `3`, expected struct Room").message,
+            "invalid type: integer `3`, expected a table"
+        );
     }
 }

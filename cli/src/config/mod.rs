@@ -6,17 +6,15 @@ mod literals;
 mod read;
 mod sections;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use schemas::{Catalog, Runbook};
+use producer::{Routes, Sources, Startable};
 use worker::WorldConfig;
 
-pub(crate) use finding::{Finding, Severity};
+pub(crate) use finding::Finding;
 pub(crate) use sections::{
-    Address, DefaultsSection, LogFormat, OperatorsSection, QueueSection, ServerSection, Span, TelemetrySection, VaultAddress,
-    WorkerSection, sqlite_path,
+    Address, DefaultsSection, LogFormat, OperatorsSection, QueueSection, ServerSection, Span, TelemetrySection,
+    VaultAddress, WorkerSection, sqlite_path,
 };
 
 use crate::failure::Failure;
@@ -33,8 +31,9 @@ pub(crate) struct Config {
     pub(crate) worker: WorkerSection,
     pub(crate) telemetry: TelemetrySection,
     pub(crate) world: WorldConfig,
-    pub(crate) catalog: Arc<Catalog>,
-    pub(crate) runbooks: Arc<BTreeMap<String, Runbook>>,
+    pub(crate) sources: Sources,
+    pub(crate) startable: Startable,
+    pub(crate) routes: Routes,
 }
 
 /// A file that was read: what it says, unless an error is among the findings.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use producer::{RouteConfig, Routes, SourceConfig, Sources, Startable};
 use schemas::runbook::RunbookConfig;
 use schemas::{Names, Problem, Runbook};
 use serde::de::DeserializeOwned;
@@ -40,7 +41,10 @@ const DIGEST_BYTES: usize = 6;
 pub(super) fn read(text: &str) -> (Option<Config>, Vec<Finding>) {
     let document = match Document::parse(text) {
         Ok(document) => document,
-        Err(findings) => return (None, findings),
+        Err(mut findings) => {
+            findings.sort_by_key(|finding| finding.place);
+            return (None, findings);
+        }
     };
     let mut reader = Reader { document, findings: Vec::new() };
     let config = reader.config(text);
@@ -76,6 +80,9 @@ impl Reader<'_> {
         let registry = worker::jobs::registry();
         let catalog = Arc::new(registry.catalog(self.names()));
         let runbooks = self.runbooks(&catalog);
+        let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
+        let sources = self.sources();
+        let routes = self.routes(&startable, &sources);
         self.check_queue(queue.as_ref());
         self.check_defaults(defaults.as_ref());
         self.check_worker(worker.as_ref(), &registry);
@@ -90,8 +97,9 @@ impl Reader<'_> {
             worker: worker?,
             telemetry: telemetry?,
             world,
-            catalog,
-            runbooks: Arc::new(runbooks),
+            sources,
+            startable,
+            routes,
         })
     }
 
@@ -143,12 +151,64 @@ impl Reader<'_> {
                 Ok(runbook) => {
                     runbooks.insert(name, runbook);
                 }
-                Err(problems) => problems
-                    .into_iter()
-                    .for_each(|problem| self.problem(problem.within(&name).within("runbooks"))),
+                Err(problems) => {
+                    problems.into_iter().for_each(|problem| self.problem(problem.within(&name).within("runbooks")))
+                }
             }
         }
         runbooks
+    }
+
+    /// The sources that are right; each is built by itself, so that a wrong one hides nothing.
+    fn sources(&mut self) -> Sources {
+        let mut right = BTreeMap::new();
+        for (name, config) in self.named::<SourceConfig>("sources") {
+            match Sources::build(&[(name.clone(), config.clone())].into()) {
+                Ok(_) => drop(right.insert(name, config)),
+                Err(problems) => problems.into_iter().for_each(|problem| self.problem(problem)),
+            }
+        }
+        Sources::build(&right).unwrap_or_default()
+    }
+
+    /// The routes that are right; each is built by itself, so that it keeps its place in the file.
+    fn routes(&mut self, startable: &Startable, sources: &Sources) -> Routes {
+        let mut right = Vec::new();
+        for index in 0..self.document.length(&["routes"]) {
+            let index = index.to_string();
+            let Some(config) = self.part::<RouteConfig>(&["routes", &index]) else { continue };
+            match Routes::build(std::slice::from_ref(&config), startable, sources) {
+                Ok(_) => right.push(config),
+                Err(problems) => {
+                    for mut problem in problems {
+                        problem.path[1].clone_from(&index);
+                        if !self.follows_from_another(&problem, &config, startable, sources) {
+                            self.problem(problem);
+                        }
+                    }
+                }
+            }
+        }
+        Routes::build(&right, startable, sources).unwrap_or_default()
+    }
+
+    /// Whether a route is only wrong because the runbook or source that it names is there, and wrong itself.
+    fn follows_from_another(
+        &self,
+        problem: &Problem,
+        config: &RouteConfig,
+        startable: &Startable,
+        sources: &Sources,
+    ) -> bool {
+        let place = problem.path.get(2).map(String::as_str);
+        let runbooks = self.document.names(&["runbooks"]);
+        let wrong_runbook = config
+            .run
+            .runbook
+            .as_ref()
+            .is_some_and(|name| runbooks.contains(name) && !startable.runbooks.contains_key(name));
+        let wrong_source = self.document.names(&["sources"]).len() > sources.iter().count();
+        (place == Some("run") && wrong_runbook) || (place == Some("on") && wrong_source)
     }
 
     fn unknown_names(&mut self, table: &[&str], known: &[&str]) {
@@ -166,13 +226,15 @@ impl Reader<'_> {
 
     fn check_queue(&mut self, queue: Option<&QueueSection>) {
         let Some(queue) = queue else { return };
-        let ledger = queue.ledger.scheme().map(|scheme| (scheme, Problem::unknown("ledger", scheme, ["sqlite", "postgres"])));
+        let ledger =
+            queue.ledger.scheme().map(|scheme| (scheme, Problem::unknown("ledger", scheme, ["sqlite", "postgres"])));
         if let Some((scheme, problem)) = ledger
             && !matches!(scheme, "sqlite" | "postgres" | "postgresql")
         {
             self.problem(problem.help("write `sqlite:<path>` or `postgres://...`").within("ledger").within("queue"));
         }
-        let broker = queue.broker.scheme().map(|scheme| (scheme, Problem::unknown("broker", scheme, ["in-process", "amqp"])));
+        let broker =
+            queue.broker.scheme().map(|scheme| (scheme, Problem::unknown("broker", scheme, ["in-process", "amqp"])));
         if let Some((scheme, problem)) = broker
             && !matches!(scheme, "in-process" | "amqp" | "amqps")
         {

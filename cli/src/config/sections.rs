@@ -15,13 +15,15 @@ use url::Url;
 pub(crate) struct ServerSection {
     /// Where it listens; port 0 takes any free one.
     pub(crate) listen: SocketAddr,
-    /// Under which address senders reach it.
+    /// Under which address senders reach it; for people, it is printed at the start.
     pub(crate) public_url: Option<Url>,
+    /// The folder where deliveries of senders that never send again wait while the ledger is away.
+    pub(crate) spool: PathBuf,
 }
 
 impl Default for ServerSection {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8780)), public_url: None }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8780)), public_url: None, spool: "nightporter-spool".into() }
     }
 }
 
@@ -179,7 +181,7 @@ impl Default for WorkerSection {
 }
 
 /// `[telemetry]`: what is told about the work, and to whom.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TelemetrySection {
     /// Where traces go, OTLP over HTTP; nowhere unless it is given.
@@ -232,7 +234,53 @@ impl TryFrom<String> for Span {
 
 #[cfg(test)]
 mod tests {
+    use serde::de::DeserializeOwned;
+
     use super::*;
+
+    /// The keys that a type reads, from serde's own message about one that it does not.
+    fn keys<T: DeserializeOwned>() -> Vec<String> {
+        let error = toml::from_str::<T>("no_such_key = 1").err().unwrap().to_string();
+        assert!(error.contains("unknown field `no_such_key`"), "{error}");
+        let named = error.split('`').skip(1).step_by(2).map(str::to_owned);
+        named.filter(|key| key != "no_such_key").collect()
+    }
+
+    /// The page's part under a heading.
+    fn part<'a>(page: &'a str, heading: &str) -> &'a str {
+        let (_, rest) = page.split_once(&format!("## {heading}\n")).unwrap_or_else(|| panic!("no part {heading}"));
+        rest.split("\n## ").next().unwrap()
+    }
+
+    #[test]
+    fn every_key_is_in_the_reference() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md")).unwrap();
+        let parts = [
+            ("[server]", keys::<ServerSection>()),
+            ("[operators]", keys::<OperatorsSection>()),
+            ("[queue]", keys::<QueueSection>()),
+            ("[defaults]", keys::<DefaultsSection>()),
+            ("[vault]", keys::<VaultSection>()),
+            ("[sources.NAME]", keys::<producer::SourceConfig>()),
+            ("[connections.github]", keys::<GithubSection>()),
+            ("[databases.NAME]", keys::<worker::databases::DatabaseConfig>()),
+            ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
+            ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),
+            ("[channels.NAME]", keys::<worker::channels::ChannelConfig>()),
+            ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
+            ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),
+            ("[[routes]]", keys::<producer::RouteConfig>()),
+            ("[routes.run]", keys::<producer::RunConfig>()),
+            ("[worker]", keys::<WorkerSection>()),
+            ("[telemetry]", keys::<TelemetrySection>()),
+        ];
+        for (heading, keys) in parts {
+            let rows = part(&page, heading).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+            let rows: Vec<&str> = rows.collect();
+            let absent: Vec<&String> = keys.iter().filter(|key| !rows.contains(&key.as_str())).collect();
+            assert!(absent.is_empty(), "docs/configuration.md does not say what {absent:?} in {heading} means");
+        }
+    }
 
     #[test]
     fn lengths_of_time_have_a_number_and_a_unit() {
@@ -246,7 +294,8 @@ mod tests {
 
     #[test]
     fn an_address_tells_its_engine_without_its_secrets() {
-        let address = |plain: &str| text(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(plain)).unwrap();
+        let address =
+            |plain: &str| text(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(plain)).unwrap();
         assert_eq!(address("sqlite:a/b.db").sqlite_path(), Some("a/b.db".into()));
         assert_eq!(address("postgres://np:${env:PW}@db/np").scheme(), Some("postgres"));
         assert_eq!(address("postgres://np:${env:PW}@db/np").plain(), None);

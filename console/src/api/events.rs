@@ -17,10 +17,7 @@ pub(crate) struct ListParams {
     limit: Option<u32>,
 }
 
-pub(crate) async fn list(
-    State(console): State<Console>,
-    Params(params): Params<ListParams>,
-) -> Answer<Vec<EventView>> {
+pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<EventView>> {
     Ok(Json(console.queue.ledger().events(limit(params.limit)).await?))
 }
 

@@ -20,10 +20,7 @@ pub(crate) struct ListParams {
     limit: Option<u32>,
 }
 
-pub(crate) async fn list(
-    State(console): State<Console>,
-    Params(params): Params<ListParams>,
-) -> Answer<Vec<JobView>> {
+pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<JobView>> {
     let filter = JobFilter { state: params.state, kind: params.kind, limit: limit(params.limit) };
     Ok(Json(console.queue.ledger().jobs(&filter).await?))
 }

@@ -33,10 +33,7 @@ pub(crate) struct ListParams {
     limit: Option<u32>,
 }
 
-pub(crate) async fn list(
-    State(console): State<Console>,
-    Params(params): Params<ListParams>,
-) -> Answer<Vec<RunView>> {
+pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<RunView>> {
     Ok(Json(console.queue.ledger().runs(limit(params.limit)).await?))
 }
 
@@ -110,9 +107,7 @@ async fn start_job(console: &Console, request: StartRequest, key: Option<Key>) -
     }
     let mut job = catalog.job(&request.run, &args, now).map_err(|problem| ApiError::Wrong(vec![problem]))?;
     if key.is_some() && job.key.is_some() {
-        return Err(ApiError::wrong(
-            "jobs of this kind are kept single by their arguments already: leave `key` out",
-        ));
+        return Err(ApiError::wrong("jobs of this kind are kept single by their arguments already: leave `key` out"));
     }
     job.key = job.key.or(key);
     job.trace = trace::of(&Span::current());
