@@ -1,5 +1,34 @@
-//! placeholder
-#[allow(dead_code)] // Started by the commands, which are on their way.
+//! `nightporter`: the one binary. It reads the command line, opens the rooms and closes them again.
+
+mod args;
+mod client;
+mod commands;
+mod config;
+mod exit_code;
+mod failure;
+mod health;
+mod listener;
+mod output;
+mod rooms;
+mod server;
 mod telemetry;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Args;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // One TLS stack, chosen here once. Err only if it was chosen already, and nobody else does.
+    let _chosen = rustls::crypto::ring::default_provider().install_default();
+    let Args { global, command } = Args::parse();
+    match commands::run(command, &global).await {
+        Ok(()) => ExitCode::from(exit_code::OK),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}

@@ -1,1 +1,7 @@
-//! placeholder
+//! The console: what operators see and do. A JSON API under `/api/v1`; who may call it is decided here, who listens is
+//! the command line's affair.
+
+mod api;
+mod router;
+
+pub use router::{Console, Released, router};

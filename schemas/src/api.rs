@@ -76,6 +76,14 @@ pub struct StartAnswer {
     pub existing: bool,
 }
 
+/// Why an operator does something: the body of every verb on a job or event.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReasonRequest {
+    /// Why; kept in the audit.
+    pub reason: String,
+}
+
 /// An event, for people.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct EventView {
@@ -193,4 +201,19 @@ pub struct QueueView {
     pub jobs: BTreeMap<String, u64>,
     /// When the job was made available that has waited longest.
     pub oldest_available: Option<Timestamp>,
+}
+
+/// One line of the audit, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct AuditView {
+    /// When it was done.
+    pub at: Timestamp,
+    /// Who did it.
+    pub actor: String,
+    /// What was done.
+    pub verb: String,
+    /// What it was done to.
+    pub subject: String,
+    /// Why.
+    pub reason: String,
 }

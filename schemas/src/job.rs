@@ -228,4 +228,33 @@ mod tests {
             assert_eq!(left, !state.is_finished(), "{state:?}");
         }
     }
+
+    /// The page that people read. `UPDATE_DOCS=1 cargo test -p schemas` writes it.
+    #[test]
+    fn the_page_of_job_states_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/job-states.md");
+        let page = states_page();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(kept == page, "docs/job-states.md is not current: run `UPDATE_DOCS=1 cargo test -p schemas`");
+    }
+
+    fn states_page() -> String {
+        let head = "\
+# Job states
+
+Made from `schemas/src/job.rs` by a test. These are all the ways there are from one state to another; no ledger makes any
+other.
+
+| from | to | who | when |
+|---|---|---|---|
+";
+        let row = |way: &Transition| {
+            let from = way.from.map_or("(new)", JobState::as_str);
+            format!("| {from} | {} | {} | {} |\n", way.to.as_str(), way.by, way.when)
+        };
+        head.to_owned() + &TRANSITIONS.iter().map(row).collect::<String>()
+    }
 }

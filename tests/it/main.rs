@@ -2,6 +2,7 @@
 
 mod backups;
 mod brokers;
+mod commands;
 mod ledgers;
 mod migrations;
 mod notifications;

@@ -2,10 +2,11 @@
 //! servers that `tests/run` starts.
 
 pub mod backup_world;
+pub mod binary;
 pub mod faulty;
 pub mod ledgers;
-pub mod otlp;
 pub mod migration_world;
+pub mod otlp;
 pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;

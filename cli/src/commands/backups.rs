@@ -1,0 +1,1 @@
+//! `backups`: what lies in the stores. Reads them directly, without the ledger.

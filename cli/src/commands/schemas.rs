@@ -1,0 +1,87 @@
+//! `schemas`: the published JSON schemas, emitted from the types. `schemas/json/` holds a copy of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use queue::Bell;
+use schemas::api::{
+    AuditView, DeliveryAnswer, ErrorAnswer, EventView, JobView, QueueView, ReasonRequest, RunView, StartAnswer,
+    StartRequest,
+};
+use schemas::{Event, Names};
+use serde_json::Value;
+
+use crate::failure::Failure;
+use crate::output::{json, print};
+
+/// The arguments of `schemas`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this one; without it, all, in one object by their names.
+    name: Option<String>,
+    /// Write each into a file `<name>.schema.json` in this folder instead.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "name")]
+    write: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let all = published();
+    if let Some(folder) = &args.write {
+        return write(folder, &all);
+    }
+    let Some(name) = &args.name else { return print(&json(&all)?) };
+    let unknown = || schemas::Problem::unknown("schema", name, all.keys().map(String::as_str));
+    print(&json(all.get(name).ok_or_else(|| Failure::not_found(unknown().to_string()))?)?)
+}
+
+fn write(folder: &std::path::Path, all: &BTreeMap<String, Value>) -> Result<(), Failure> {
+    for (name, schema) in all {
+        let path = folder.join(format!("{name}.schema.json"));
+        let text = json(schema)? + "\n";
+        std::fs::write(&path, text)
+            .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// All published schemas, by name.
+fn published() -> BTreeMap<String, Value> {
+    let mut all: BTreeMap<String, Value> = [
+        ("audit-line", schemars::schema_for!(AuditView)),
+        ("bell", schemars::schema_for!(Bell)),
+        ("delivery-answer", schemars::schema_for!(DeliveryAnswer)),
+        ("error", schemars::schema_for!(ErrorAnswer)),
+        ("event", schemars::schema_for!(Event)),
+        ("event-view", schemars::schema_for!(EventView)),
+        ("job-view", schemars::schema_for!(JobView)),
+        ("queue-view", schemars::schema_for!(QueueView)),
+        ("reason-request", schemars::schema_for!(ReasonRequest)),
+        ("run-view", schemars::schema_for!(RunView)),
+        ("start-answer", schemars::schema_for!(StartAnswer)),
+        ("start-request", schemars::schema_for!(StartRequest)),
+    ]
+    .map(|(name, schema)| (name.to_owned(), schema.to_value()))
+    .into();
+    let catalog = worker::jobs::registry().catalog(Names::default());
+    all.extend(catalog.kinds().map(|info| (format!("job-{}", info.kind), (info.schema)())));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_schemas_are_current() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../schemas/json");
+        let all = published();
+        for (name, schema) in &all {
+            let path = folder.join(format!("{name}.schema.json"));
+            let kept = std::fs::read_to_string(&path).unwrap_or_default();
+            let kept: Value = serde_json::from_str(&kept).unwrap_or_default();
+            assert!(kept == *schema, "{name} is not current: run `cargo run -- schemas --write schemas/json`");
+        }
+        let files = std::fs::read_dir(&folder).unwrap().count();
+        assert_eq!(files, all.len(), "schemas/json holds files of schemas that are gone");
+    }
+}

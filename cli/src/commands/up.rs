@@ -1,0 +1,19 @@
+//! `up`: every role in one process.
+
+use std::path::PathBuf;
+
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::server::{self, Roles};
+
+/// The arguments of `up`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Write the addresses into this file, as JSON, when everything listens.
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: Args, global: &Global) -> Result<(), Failure> {
+    server::run(&global.config, Roles::UP, args.ready_file).await
+}

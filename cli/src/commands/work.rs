@@ -1,0 +1,19 @@
+//! `work`: the worker. Needs a ledger that several processes share.
+
+use std::path::PathBuf;
+
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::server::{self, Roles};
+
+/// The arguments of `work`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Write the addresses into this file, as JSON, when the worker works.
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: Args, global: &Global) -> Result<(), Failure> {
+    server::run(&global.config, Roles::WORK, args.ready_file).await
+}

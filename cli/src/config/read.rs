@@ -1,0 +1,296 @@
+//! From the file's text to a [`Config`], noting all that is wrong on the way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use producer::{RouteConfig, Routes, SourceConfig, Sources, Startable};
+use schemas::runbook::RunbookConfig;
+use schemas::{Names, Problem, Runbook};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use worker::WorldConfig;
+use worker::world::{Connections, GithubConnection};
+
+use super::document::Document;
+use super::finding::Finding;
+use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
+use super::{Config, DefaultsSection, literals};
+
+/// The tables that the file may have.
+const TABLES: [&str; 14] = [
+    "server",
+    "operators",
+    "queue",
+    "defaults",
+    "vault",
+    "sources",
+    "connections",
+    "databases",
+    "stores",
+    "channels",
+    "runbooks",
+    "routes",
+    "worker",
+    "telemetry",
+];
+
+/// How much of the digest is kept with each event: enough to tell configurations apart.
+const DIGEST_BYTES: usize = 6;
+
+/// Reads a file's text. There is a configuration exactly if there is no error among the findings.
+pub(super) fn read(text: &str) -> (Option<Config>, Vec<Finding>) {
+    let document = match Document::parse(text) {
+        Ok(document) => document,
+        Err(mut findings) => {
+            findings.sort_by_key(|finding| finding.place);
+            return (None, findings);
+        }
+    };
+    let mut reader = Reader { document, findings: Vec::new() };
+    let config = reader.config(text);
+    let mut findings = reader.findings;
+    findings.extend(literals::warnings(&reader.document));
+    findings.sort_by_key(|finding| (finding.place, finding.path.clone()));
+    (config.filter(|_| !findings.iter().any(Finding::is_error)), findings)
+}
+
+struct Reader<'t> {
+    document: Document<'t>,
+    findings: Vec<Finding>,
+}
+
+impl Reader<'_> {
+    /// None where something could not be read; something wrong may be found nevertheless.
+    fn config(&mut self, text: &str) -> Option<Config> {
+        self.unknown_names(&[], &TABLES);
+        self.unknown_names(&["connections"], &["github"]);
+        let server = self.section("server");
+        let operators = self.section("operators");
+        let queue = self.section("queue");
+        let defaults = self.section("defaults");
+        let vault = self.part::<VaultSection>(&["vault"]);
+        let worker = self.section("worker");
+        let telemetry = self.section("telemetry");
+        let world = WorldConfig {
+            databases: self.named("databases"),
+            stores: self.named("stores"),
+            channels: self.named("channels"),
+            connections: Connections { github: self.github() },
+        };
+        let registry = worker::jobs::registry();
+        let catalog = Arc::new(registry.catalog(self.names()));
+        let runbooks = self.runbooks(&catalog);
+        let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
+        let sources = self.sources();
+        let routes = self.routes(&startable, &sources);
+        self.check_queue(queue.as_ref());
+        self.check_defaults(defaults.as_ref());
+        self.check_worker(worker.as_ref(), &registry);
+        self.check_vault();
+        Some(Config {
+            digest: hex::encode(&Sha256::digest(text)[..DIGEST_BYTES]),
+            server: server?,
+            operators: operators?,
+            queue: queue?,
+            defaults: defaults?,
+            vault: vault.map(|section| section.url),
+            worker: worker?,
+            telemetry: telemetry?,
+            world,
+            sources,
+            startable,
+            routes,
+        })
+    }
+
+    fn part<T: DeserializeOwned>(&mut self, path: &[&str]) -> Option<T> {
+        self.document.read(path, &mut self.findings)
+    }
+
+    /// A section, or its defaults where it is absent.
+    fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> Option<T> {
+        match self.document.part(&[name]) {
+            None => Some(T::default()),
+            Some(_) => self.part(&[name]),
+        }
+    }
+
+    /// A table of things by name, those that can be read.
+    fn named<T: DeserializeOwned>(&mut self, table: &str) -> BTreeMap<String, T> {
+        let names = self.names_in(table);
+        names.into_iter().filter_map(|name| self.part(&[table, &name]).map(|thing| (name, thing))).collect()
+    }
+
+    fn names_in(&mut self, table: &str) -> Vec<String> {
+        if self.document.part(&[table]).is_some_and(|part| !part.get_ref().is_table()) {
+            self.problem(Problem::new("this must be a table of names").within(table));
+        }
+        self.document.names(&[table])
+    }
+
+    /// All names, those of things that can't be read too: a mistake in a database is no reason to call it unknown.
+    fn names(&self) -> Names {
+        let names = |table| self.document.names(&[table]).into_iter().collect();
+        Names { databases: names("databases"), stores: names("stores"), channels: names("channels") }
+    }
+
+    fn github(&mut self) -> Option<GithubConnection> {
+        let section: GithubSection = self.part(&["connections", "github"])?;
+        Some(GithubConnection { token: section.token, api_url: section.api_url })
+    }
+
+    fn runbooks(&mut self, catalog: &schemas::Catalog) -> BTreeMap<String, Runbook> {
+        let configs: BTreeMap<String, RunbookConfig> = self.named("runbooks");
+        let mut runbooks = BTreeMap::new();
+        for (name, config) in configs {
+            if catalog.kind(&name).is_ok() {
+                let problem = Problem::new("a runbook can't have the name of a job kind: `run` would not know which");
+                self.problem(problem.within(&name).within("runbooks"));
+            }
+            match Runbook::build(&name, &config, catalog) {
+                Ok(runbook) => {
+                    runbooks.insert(name, runbook);
+                }
+                Err(problems) => {
+                    problems.into_iter().for_each(|problem| self.problem(problem.within(&name).within("runbooks")))
+                }
+            }
+        }
+        runbooks
+    }
+
+    /// The sources that are right; each is built by itself, so that a wrong one hides nothing.
+    fn sources(&mut self) -> Sources {
+        let mut right = BTreeMap::new();
+        for (name, config) in self.named::<SourceConfig>("sources") {
+            match Sources::build(&[(name.clone(), config.clone())].into()) {
+                Ok(_) => drop(right.insert(name, config)),
+                Err(problems) => problems.into_iter().for_each(|problem| self.problem(problem)),
+            }
+        }
+        Sources::build(&right).unwrap_or_default()
+    }
+
+    /// The routes that are right; each is built by itself, so that it keeps its place in the file.
+    fn routes(&mut self, startable: &Startable, sources: &Sources) -> Routes {
+        let mut right = Vec::new();
+        for index in 0..self.document.length(&["routes"]) {
+            let index = index.to_string();
+            let Some(config) = self.part::<RouteConfig>(&["routes", &index]) else { continue };
+            match Routes::build(std::slice::from_ref(&config), startable, sources) {
+                Ok(_) => right.push(config),
+                Err(problems) => {
+                    for mut problem in problems {
+                        problem.path[1].clone_from(&index);
+                        if !self.follows_from_another(&problem, &config, startable, sources) {
+                            self.problem(problem);
+                        }
+                    }
+                }
+            }
+        }
+        Routes::build(&right, startable, sources).unwrap_or_default()
+    }
+
+    /// Whether a route is only wrong because the runbook or source that it names is there, and wrong itself.
+    fn follows_from_another(
+        &self,
+        problem: &Problem,
+        config: &RouteConfig,
+        startable: &Startable,
+        sources: &Sources,
+    ) -> bool {
+        let place = problem.path.get(2).map(String::as_str);
+        let runbooks = self.document.names(&["runbooks"]);
+        let wrong_runbook = config
+            .run
+            .runbook
+            .as_ref()
+            .is_some_and(|name| runbooks.contains(name) && !startable.runbooks.contains_key(name));
+        let wrong_source = self.document.names(&["sources"]).len() > sources.iter().count();
+        (place == Some("run") && wrong_runbook) || (place == Some("on") && wrong_source)
+    }
+
+    fn unknown_names(&mut self, table: &[&str], known: &[&str]) {
+        for name in self.document.names(table) {
+            if !known.contains(&name.as_str()) {
+                let mut path: Vec<String> = table.iter().map(|step| (*step).to_owned()).collect();
+                path.push(name.clone());
+                let steps: Vec<&str> = path.iter().map(String::as_str).collect();
+                let place = self.document.key_place(&steps);
+                let problem = Problem::unknown("key", &name, known.iter().copied());
+                self.findings.push(Finding { path, ..problem.into() }.at(place));
+            }
+        }
+    }
+
+    fn check_queue(&mut self, queue: Option<&QueueSection>) {
+        let Some(queue) = queue else { return };
+        let ledger =
+            queue.ledger.scheme().map(|scheme| (scheme, Problem::unknown("ledger", scheme, ["sqlite", "postgres"])));
+        if let Some((scheme, problem)) = ledger
+            && !matches!(scheme, "sqlite" | "postgres" | "postgresql")
+        {
+            self.problem(problem.help("write `sqlite:<path>` or `postgres://...`").within("ledger").within("queue"));
+        }
+        let broker =
+            queue.broker.scheme().map(|scheme| (scheme, Problem::unknown("broker", scheme, ["in-process", "amqp"])));
+        if let Some((scheme, problem)) = broker
+            && !matches!(scheme, "in-process" | "amqp" | "amqps")
+        {
+            self.problem(problem.help("write `in-process` or `amqp://...`").within("broker").within("queue"));
+        }
+        if queue.ledger.scheme() == Some("sqlite") && matches!(queue.broker.scheme(), Some("amqp" | "amqps")) {
+            let problem = Problem::new("a SQLite ledger is one process's: a broker has nobody to tell")
+                .help("leave `broker` out, or take `postgres://...` as the ledger");
+            self.problem(problem.within("broker").within("queue"));
+        }
+        let token = self.document.part(&["operators", "token"]).is_some();
+        if matches!(queue.ledger.scheme(), Some("postgres" | "postgresql")) && !token {
+            let problem = Problem::new("`token` is missing: several processes need the same one")
+                .help("write `token = \"${env:NIGHTPORTER_TOKEN}\"` under [operators]");
+            self.problem(problem.within("operators"));
+        }
+    }
+
+    fn check_defaults(&mut self, defaults: Option<&DefaultsSection>) {
+        let channels = self.document.names(&["channels"]);
+        if let Some(name) = defaults.and_then(|defaults| defaults.on_failure.as_ref())
+            && !channels.contains(name)
+        {
+            let problem = Problem::unknown("channel", name, channels.iter().map(String::as_str));
+            self.problem(problem.within("on_failure").within("defaults"));
+        }
+    }
+
+    fn check_worker(&mut self, worker: Option<&WorkerSection>, registry: &worker::Registry) {
+        let known = registry.queues();
+        for (name, permits) in worker.into_iter().flat_map(|worker| &worker.queues) {
+            let problem = if !known.contains_key(name.as_str()) {
+                Problem::unknown("queue", name, known.keys().copied())
+            } else if *permits == 0 {
+                Problem::new("a queue needs at least one permit")
+            } else {
+                continue;
+            };
+            self.problem(problem.within(name).within("queues").within("worker"));
+        }
+    }
+
+    /// References to a vault need one.
+    fn check_vault(&mut self) {
+        if self.document.part(&["vault"]).is_some() {
+            return;
+        }
+        for path in self.document.texts_with("${vault:") {
+            let problem = Problem::new("this asks the vault, and none is configured")
+                .help("add [vault] with `url = \"aws-secrets-manager:?region=...\"`");
+            self.problem(Problem { path, ..problem });
+        }
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        let place = self.document.place(&problem.path);
+        self.findings.push(Finding::from(problem).at(place));
+    }
+}

@@ -1,0 +1,314 @@
+//! The sections of the file that configure the program itself, one struct for each concern.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrets::SecretText;
+use serde::{Deserialize, Deserializer};
+use url::Url;
+
+/// `[server]`: the public door.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ServerSection {
+    /// Where it listens; port 0 takes any free one.
+    pub(crate) listen: SocketAddr,
+    /// Under which address senders reach it; for people, it is printed at the start.
+    pub(crate) public_url: Option<Url>,
+    /// The folder where deliveries of senders that never send again wait while the ledger is away.
+    pub(crate) spool: PathBuf,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8780)), public_url: None, spool: "nightporter-spool".into() }
+    }
+}
+
+/// `[operators]`: the private house.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct OperatorsSection {
+    /// Where the API listens; port 0 takes any free one.
+    pub(crate) listen: SocketAddr,
+    /// What callers show. With a SQLite ledger one is made where none is given.
+    pub(crate) token: Option<SecretText>,
+}
+
+impl Default for OperatorsSection {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8781)), token: None }
+    }
+}
+
+/// `[queue]`: where the ledger and the broker are.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct QueueSection {
+    /// `sqlite:<path>` or `postgres://...`.
+    #[serde(deserialize_with = "text")]
+    pub(crate) ledger: Address,
+    /// `in-process` or `amqp://...`.
+    #[serde(deserialize_with = "text")]
+    pub(crate) broker: Address,
+}
+
+impl Default for QueueSection {
+    fn default() -> Self {
+        Self { ledger: Address::known("sqlite:nightporter.db"), broker: Address::known("in-process") }
+    }
+}
+
+/// An address that may hold secrets, of which the engine can often be told without them.
+#[derive(Clone, Debug)]
+pub(crate) struct Address {
+    pub(crate) secret: Option<SecretText>,
+    plain: String,
+}
+
+impl Address {
+    fn known(plain: &str) -> Self {
+        Self { secret: None, plain: plain.to_owned() }
+    }
+
+    /// The address where it holds no secret.
+    pub(crate) fn plain(&self) -> Option<&str> {
+        self.secret.is_none().then_some(self.plain.as_str())
+    }
+
+    /// The word before the colon, unless it is a secret too.
+    pub(crate) fn scheme(&self) -> Option<&str> {
+        let scheme = self.plain.split(':').next().unwrap_or_default();
+        (!scheme.contains('$')).then_some(scheme)
+    }
+
+    /// The file of a SQLite ledger.
+    pub(crate) fn sqlite_path(&self) -> Option<PathBuf> {
+        self.plain().and_then(sqlite_path)
+    }
+}
+
+/// The file that a SQLite address names.
+pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
+    let path = address.strip_prefix("sqlite:")?;
+    let path = path.strip_prefix("//").unwrap_or(path);
+    Some(path.split('?').next().unwrap_or_default().into())
+}
+
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+    let plain = String::deserialize(deserializer)?;
+    let secret = SecretText::parse(&plain).map_err(serde::de::Error::custom)?;
+    Ok(Address { secret: (!secret.is_literal()).then_some(secret), plain })
+}
+
+/// `[defaults]`: what holds where nothing else is said.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct DefaultsSection {
+    /// The channel that is told about every discarded job.
+    pub(crate) on_failure: Option<String>,
+}
+
+/// `[vault]`: where `${vault:...}` is looked up.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultSection {
+    /// Which vault.
+    pub(crate) url: VaultAddress,
+}
+
+/// `aws-secrets-manager:?region=...&endpoint=...`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct VaultAddress {
+    pub(crate) region: Option<String>,
+    pub(crate) endpoint: Option<String>,
+}
+
+impl TryFrom<String> for VaultAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let right = "write aws-secrets-manager:?region=eu-central-1";
+        let url = Url::parse(&text).map_err(|error| format!("this is no vault's address, {error}: {right}"))?;
+        if url.scheme() != "aws-secrets-manager" {
+            return Err(format!("there is no vault `{}`: {right}", url.scheme()));
+        }
+        let mut address = Self { region: None, endpoint: None };
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "region" => address.region = Some(value.into_owned()),
+                "endpoint" => address.endpoint = Some(value.into_owned()),
+                other => return Err(format!("a vault's address has no `{other}`, only `region` and `endpoint`")),
+            }
+        }
+        Ok(address)
+    }
+}
+
+/// `[connections.github]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GithubSection {
+    /// A token that may read the repositories' contents.
+    pub(crate) token: SecretText,
+    /// The API's address, for GitHub Enterprise Server.
+    #[serde(default = "github_api")]
+    pub(crate) api_url: Url,
+}
+
+fn github_api() -> Url {
+    const ADDRESS: &str = "https://api.github.com";
+    Url::parse(ADDRESS).unwrap_or_else(|error| unreachable!("{ADDRESS}: {error}"))
+}
+
+/// `[worker]`: how jobs are run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct WorkerSection {
+    /// How many attempts of a queue run at once, by the queue's name.
+    pub(crate) queues: BTreeMap<String, usize>,
+    /// How long running attempts may go on after the process was told to stop.
+    pub(crate) grace: Span,
+}
+
+impl Default for WorkerSection {
+    fn default() -> Self {
+        Self { queues: BTreeMap::new(), grace: Span(Duration::from_secs(20)) }
+    }
+}
+
+/// `[telemetry]`: what is told about the work, and to whom.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TelemetrySection {
+    /// Where traces go, OTLP over HTTP; nowhere unless it is given.
+    pub(crate) otlp: Option<Url>,
+    /// How log lines look.
+    pub(crate) log: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs, one object for each line.
+    Json,
+}
+
+/// A length of time: a whole number and `s`, `m`, `h` or `d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no length of time: write a whole number and s, m, h or d, such as 90s");
+        let unit = text.chars().last().ok_or_else(wrong)?;
+        let seconds: u64 = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 60 * 60,
+            'd' => 24 * 60 * 60,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+        number.checked_mul(seconds).map(Duration::from_secs).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    /// The keys that a type reads, from serde's own message about one that it does not.
+    fn keys<T: DeserializeOwned>() -> Vec<String> {
+        let error = toml::from_str::<T>("no_such_key = 1").err().unwrap().to_string();
+        assert!(error.contains("unknown field `no_such_key`"), "{error}");
+        let named = error.split('`').skip(1).step_by(2).map(str::to_owned);
+        named.filter(|key| key != "no_such_key").collect()
+    }
+
+    /// The page's part under a heading.
+    fn part<'a>(page: &'a str, heading: &str) -> &'a str {
+        let (_, rest) = page.split_once(&format!("## {heading}\n")).unwrap_or_else(|| panic!("no part {heading}"));
+        rest.split("\n## ").next().unwrap()
+    }
+
+    #[test]
+    fn every_key_is_in_the_reference() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md")).unwrap();
+        let parts = [
+            ("[server]", keys::<ServerSection>()),
+            ("[operators]", keys::<OperatorsSection>()),
+            ("[queue]", keys::<QueueSection>()),
+            ("[defaults]", keys::<DefaultsSection>()),
+            ("[vault]", keys::<VaultSection>()),
+            ("[sources.NAME]", keys::<producer::SourceConfig>()),
+            ("[connections.github]", keys::<GithubSection>()),
+            ("[databases.NAME]", keys::<worker::databases::DatabaseConfig>()),
+            ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
+            ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),
+            ("[channels.NAME]", keys::<worker::channels::ChannelConfig>()),
+            ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
+            ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),
+            ("[[routes]]", keys::<producer::RouteConfig>()),
+            ("[routes.run]", keys::<producer::RunConfig>()),
+            ("[worker]", keys::<WorkerSection>()),
+            ("[telemetry]", keys::<TelemetrySection>()),
+        ];
+        for (heading, keys) in parts {
+            let rows = part(&page, heading).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+            let rows: Vec<&str> = rows.collect();
+            let absent: Vec<&String> = keys.iter().filter(|key| !rows.contains(&key.as_str())).collect();
+            assert!(absent.is_empty(), "docs/configuration.md does not say what {absent:?} in {heading} means");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_have_a_number_and_a_unit() {
+        let seconds = |text: &str| text.parse::<Span>().map(|span| span.0.as_secs());
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("2h"), Ok(7200));
+        for text in ["", "s", "5", "-5s", "1.5h", "5 s", "99999999999999999999d", "5ü"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_tells_its_engine_without_its_secrets() {
+        let address =
+            |plain: &str| text(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(plain)).unwrap();
+        assert_eq!(address("sqlite:a/b.db").sqlite_path(), Some("a/b.db".into()));
+        assert_eq!(address("postgres://np:${env:PW}@db/np").scheme(), Some("postgres"));
+        assert_eq!(address("postgres://np:${env:PW}@db/np").plain(), None);
+        assert_eq!(address("${env:LEDGER}").scheme(), None);
+    }
+
+    #[test]
+    fn a_vault_has_a_region_and_an_endpoint_and_nothing_else() {
+        let address = VaultAddress::try_from("aws-secrets-manager:?region=eu-central-1&endpoint=http://x".to_owned());
+        let address = address.unwrap();
+        assert_eq!((address.region.as_deref(), address.endpoint.as_deref()), (Some("eu-central-1"), Some("http://x")));
+        for wrong in ["aws-secrets-manager:?regoin=x", "vault:x", "x"] {
+            assert!(VaultAddress::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+}

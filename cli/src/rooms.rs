@@ -1,0 +1,149 @@
+//! Opens what the roles work with: secrets, the queue, the world, the token.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use producer::{Door, DoorConfig, Spool, SpoolLimits};
+use queue::{Queue, QueueConfig};
+use secrets::vaults::{AwsVault, Vault};
+use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
+use uuid::Uuid;
+
+use crate::client::token_path;
+use crate::config::{Address, Config, VaultAddress, sqlite_path};
+use crate::failure::{Failure, with_causes};
+use crate::server::Roles;
+
+/// Who may read the token's file: its owner.
+const PRIVATE: u32 = 0o600;
+
+/// The queue that is configured, for processes of these roles.
+pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Roles) -> Result<(Queue, String), Failure> {
+    let ledger = resolve_address(&config.queue.ledger, resolver, "ledger").await?;
+    let broker = resolve_address(&config.queue.broker, resolver, "broker").await?;
+    let (ledger_text, broker_text) = (ledger.expose_secret(), broker.expose_secret());
+    if ledger_text.starts_with("sqlite:") && roles != Roles::UP {
+        return Err(Failure::usage("a SQLite ledger is one process's: `serve` and `work` would be two")
+            .help("run `nightporter up`, or take `postgres://...` as the ledger"));
+    }
+    if ledger_text.starts_with("sqlite:") && broker_text.starts_with("amqp") {
+        return Err(Failure::usage("a SQLite ledger is one process's: a broker has nobody to tell")
+            .help("leave `broker` out, or take `postgres://...` as the ledger"));
+    }
+    let queue = Queue::open(&QueueConfig::new(ledger_text, broker_text)).await?;
+    Ok((queue, ledger_text.to_owned()))
+}
+
+async fn resolve_address(address: &Address, resolver: &Resolver, key: &str) -> Result<SecretString, Failure> {
+    match (address.plain(), &address.secret) {
+        (Some(plain), _) => Ok(plain.into()),
+        (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,
+        (None, None) => Err(Failure::usage(format!("[queue] {key} is empty"))),
+    }
+}
+
+/// The public door that is configured.
+pub(crate) fn door(config: Config, queue: Queue, resolver: Arc<Resolver>) -> Result<Door, Failure> {
+    let spool = Spool::open(&config.server.spool, SpoolLimits::default())
+        .map_err(|error| Failure::failed(with_causes(&error)).help("[server] spool names another folder"))?;
+    Ok(Door::new(DoorConfig {
+        queue,
+        sources: config.sources,
+        routes: config.routes,
+        startable: config.startable,
+        resolver,
+        config_digest: config.digest,
+        spool,
+    }))
+}
+
+/// The value of a secret that is needed to start.
+pub(crate) async fn resolve(secret: &SecretText, resolver: &Resolver, what: &str) -> Result<SecretString, Failure> {
+    resolver.resolve(secret).await.map_err(|error| {
+        let why = format!("{what}: {}", with_causes(&error));
+        if error.is_transient() { Failure::unavailable(why) } else { Failure::usage(why) }
+    })
+}
+
+/// What resolves the configuration's secrets.
+pub(crate) async fn resolver(config: &Config) -> Arc<Resolver> {
+    let vault: Option<Arc<dyn Vault>> = match &config.vault {
+        Some(VaultAddress { region, endpoint }) => {
+            Some(Arc::new(AwsVault::open(region.clone(), endpoint.clone()).await))
+        }
+        None => None,
+    };
+    Arc::new(Resolver::new(vault))
+}
+
+/// The token that callers of the API show: the configured one, or one in a file beside the SQLite ledger, made where
+/// there is none.
+pub(crate) async fn token(config: &Config, resolver: &Resolver, ledger: &str) -> Result<Arc<str>, Failure> {
+    if let Some(token) = &config.operators.token {
+        let token = resolve(token, resolver, "[operators] token").await?;
+        let text = token.expose_secret();
+        if text.len() < SHORTEST_TOKEN {
+            return Err(Failure::usage(format!("[operators] token is shorter than {SHORTEST_TOKEN} characters"))
+                .help("make one with `openssl rand -hex 32`"));
+        }
+        return Ok(text.into());
+    }
+    let Some(path) = sqlite_path(ledger) else {
+        return Err(Failure::usage("`token` is missing in [operators]: several processes need the same one"));
+    };
+    let path = token_path(&path);
+    own_token(&path).map_err(|error| Failure::failed(format!("cannot keep the token in {}: {error}", path.display())))
+}
+
+/// A shorter token could be guessed.
+const SHORTEST_TOKEN: usize = 16;
+
+fn own_token(path: &Path) -> std::io::Result<Arc<str>> {
+    match OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path) {
+        Ok(mut file) => {
+            // Twice 122 random bits from the system.
+            let token = format!("np_{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+            writeln!(file, "{token}")?;
+            file.sync_all()?;
+            Ok(token.into())
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(PRIVATE))?;
+            let text = std::fs::read_to_string(path)?;
+            if text.trim().len() < SHORTEST_TOKEN {
+                // It was cut off while being written.
+                std::fs::remove_file(path)?;
+                return own_token(path);
+            }
+            Ok(text.trim().into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_is_made_once_and_only_its_owner_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("np.db.token");
+        let token = own_token(&path).unwrap();
+        assert!(token.len() > 60);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(own_token(&path).unwrap(), token);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, PRIVATE);
+    }
+
+    #[test]
+    fn a_token_that_was_cut_off_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("np.db.token");
+        std::fs::write(&path, "").unwrap();
+        assert!(own_token(&path).unwrap().len() > 60);
+    }
+}

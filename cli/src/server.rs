@@ -1,0 +1,224 @@
+//! A running process: its listeners, its roles, and their end.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use console::{Console, Released};
+use producer::{Door, Matched, Startable};
+use queue::Queue;
+use schemas::Problem;
+use secrets::Resolver;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::{info, warn};
+use worker::{Worker, WorkerConfig, World};
+
+use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::health::Health;
+use crate::listener::Listener;
+use crate::rooms;
+use crate::telemetry::{self, TelemetrySettings};
+
+/// What is to be rung is rung within this at the end; what is not is found by polling.
+const LAST_BELLS: Duration = Duration::from_secs(5);
+
+/// What is still to be traced is sent within this at the end.
+const LAST_TRACES: Duration = Duration::from_secs(5);
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Roles {
+    /// Takes deliveries in, and serves the API.
+    serves: bool,
+    /// Runs jobs.
+    works: bool,
+}
+
+impl Roles {
+    /// Everything.
+    pub(crate) const UP: Self = Self { serves: true, works: true };
+    /// Producer and console.
+    pub(crate) const SERVE: Self = Self { serves: true, works: false };
+    /// Worker.
+    pub(crate) const WORK: Self = Self { serves: false, works: true };
+}
+
+/// What the ready file says.
+#[derive(Serialize)]
+struct Ready {
+    /// The public door, where the process has one.
+    server: Option<SocketAddr>,
+    /// The operators' address.
+    operators: SocketAddr,
+}
+
+/// Runs the roles until the process is told to stop.
+pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
+    let checked = Checked::file(config)?;
+    let warnings = checked.lines(|finding| !Finding::is_error(finding));
+    let config = checked.config()?;
+    let TelemetrySection { otlp, log } = config.telemetry.clone();
+    let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json })?;
+    warnings.lines().for_each(|line| warn!("{line}"));
+    let ended = run_roles(config, roles, ready_file).await;
+    telemetry.shutdown(LAST_TRACES).await;
+    ended
+}
+
+async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
+    let stop = stop_on_signals()?;
+    // Bound first: an address that is taken is said before anything is opened.
+    let front = if roles.serves { Some(Listener::bind(config.server.listen, "server").await?) } else { None };
+    let house = Listener::bind(config.operators.listen, "operators").await?;
+    let ready = Ready { server: front.as_ref().map(Listener::address), operators: house.address() };
+    let resolver = rooms::resolver(&config).await;
+    let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
+    let mut running = Running::new(queue.clone(), stop);
+    if roles.works {
+        running.work(&config, &resolver);
+    }
+    if let Some(front) = front {
+        let token = rooms::token(&config, &resolver, &ledger).await?;
+        let startable = config.startable.clone();
+        let door = rooms::door(config, queue.clone(), resolver)?;
+        let health = Health::new(queue.clone(), Some(door.clone()));
+        running.listen(
+            house,
+            health.clone().with_reasons().merge(console::router(console(queue, startable, token, &door))),
+        );
+        running.listen(front, health.public().merge(door.router()));
+        running.drain(door);
+    } else {
+        running.listen(house, Health::new(queue, None).with_reasons());
+    }
+    announce(&ready, ready_file.as_deref())?;
+    running.until_stopped().await
+}
+
+fn console(queue: Queue, startable: Startable, token: Arc<str>, door: &Door) -> Console {
+    let door = door.clone();
+    let Startable { catalog, runbooks } = startable;
+    let released: Released = Arc::new(move |view, body| {
+        let Matched { jobs, runs, errors } = door.work_of(&view.event, body, &queue::trace::current());
+        // Released without it, the work of the route that errs would be lost silently.
+        if errors.is_empty() { Ok((jobs, runs)) } else { Err(Problem::new(errors.join("; "))) }
+    });
+    Console { queue, catalog, runbooks, token, released }
+}
+
+/// What was started, in the order in which it ends.
+struct Running {
+    queue: Queue,
+    stop: CancellationToken,
+    /// Promoter and rescuer go on until the last attempt has ended.
+    upkeep_stop: CancellationToken,
+    upkeep: JoinHandle<()>,
+    parts: JoinSet<()>,
+}
+
+impl Running {
+    fn new(queue: Queue, stop: CancellationToken) -> Self {
+        let upkeep_stop = CancellationToken::new();
+        let upkeep = tokio::spawn({
+            let (queue, stop) = (queue.clone(), upkeep_stop.clone());
+            async move { queue.keep_up(stop).await }
+        });
+        Self { queue, stop, upkeep_stop, upkeep, parts: JoinSet::new() }
+    }
+
+    fn listen(&mut self, listener: Listener, router: Router) {
+        let router = router.layer(CatchPanicLayer::new());
+        self.parts.spawn(listener.serve(router, self.stop.clone()));
+    }
+
+    fn drain(&mut self, door: Door) {
+        let stop = self.stop.clone();
+        self.parts.spawn(async move { door.drain(stop).await });
+    }
+
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>) {
+        let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
+        let registry = Arc::new(worker::jobs::registry());
+        let how = WorkerConfig {
+            permits: config.worker.queues.clone(),
+            grace: config.worker.grace.0,
+            ..WorkerConfig::default()
+        };
+        let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);
+        self.parts.spawn(worker.run(self.stop.clone()));
+    }
+
+    /// Waits for the word to stop; then stops accepting, lets the work end, and closes the queue. A part that ends
+    /// before the word takes the others with it: half a process looks alive.
+    async fn until_stopped(mut self) -> Result<(), Failure> {
+        let early = tokio::select! {
+            () = self.stop.cancelled() => None,
+            ended = self.parts.join_next() => Some(ended),
+        };
+        info!("stopping; a second signal ends at once");
+        self.stop.cancel();
+        let mut panicked = early.is_some();
+        while let Some(part) = self.parts.join_next().await {
+            panicked |= part.is_err();
+        }
+        self.upkeep_stop.cancel();
+        panicked |= self.upkeep.await.is_err();
+        self.queue.close(LAST_BELLS).await;
+        info!("stopped");
+        if panicked {
+            return Err(Failure::failed("a part of the process ended by itself; the log says why"));
+        }
+        Ok(())
+    }
+}
+
+/// Says where the process listens and what to try next.
+fn announce(ready: &Ready, file: Option<&Path>) -> Result<(), Failure> {
+    match ready.server {
+        Some(server) => info!(
+            server = %server,
+            operators = %ready.operators,
+            "listening: webhooks at http://{server}/webhooks/<source>, API at http://{}/api/v1; try `nightporter \
+             trigger <source> <type>`, `nightporter jobs list`",
+            ready.operators
+        ),
+        None => info!(operators = %ready.operators, "working; health at http://{}/readyz", ready.operators),
+    }
+    let Some(path) = file else { return Ok(()) };
+    let text = crate::output::json(ready)?;
+    // Written aside and renamed: whoever waits for the file finds it whole.
+    let aside = path.with_extension("partial");
+    std::fs::write(&aside, text)
+        .and_then(|()| std::fs::rename(&aside, path))
+        .map_err(|error| Failure::failed(format!("cannot write the ready file {}: {error}", path.display())))
+}
+
+/// Cancelled by the first SIGTERM or SIGINT; the second one ends the process at once.
+fn stop_on_signals() -> Result<CancellationToken, Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if first {
+                told.cancel();
+            } else {
+                std::process::exit(exit_code::FAILED.into());
+            }
+        }
+    });
+    Ok(stop)
+}

@@ -1,0 +1,156 @@
+//! The built binary, run in a folder of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// What does not happen within this does not happen.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A folder with a configuration, in which commands are run.
+pub struct House {
+    folder: TempDir,
+}
+
+/// A running process of ours; killed when it is dropped.
+pub struct Running {
+    child: Child,
+    /// What its ready file says.
+    pub ready: Value,
+}
+
+impl House {
+    /// A folder that holds this `nightporter.toml`.
+    pub fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
+        Self { folder }
+    }
+
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A command of the binary, with nothing of ours in its environment but what the tests set.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.current_dir(self.folder.path()).args(arguments);
+        for name in ["NIGHTPORTER_CONFIG", "NIGHTPORTER_SERVER", "NIGHTPORTER_TOKEN", "NIGHTPORTER_LOG"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        let output = self.command(arguments).output().expect("the binary starts");
+        Ended::new(arguments, output)
+    }
+
+    /// Starts a role (`up`, `serve`, `work`) and waits until it listens.
+    pub fn start(&self, role: &str) -> Running {
+        let file = self.path(&format!("{role}.ready.json"));
+        let _gone = std::fs::remove_file(&file);
+        let log = std::fs::File::create(self.path(&format!("{role}.log"))).expect("a log file");
+        let mut command = self.command(&[role, "--ready-file", &file.display().to_string()]);
+        let mut child = command.stdout(Stdio::null()).stderr(log).spawn().expect("the binary starts");
+        let log = || std::fs::read_to_string(self.path(&format!("{role}.log"))).unwrap_or_default();
+        let ready = until(|| {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("`{role}` ended with {status} before it was ready:\n{}", log());
+            }
+            std::fs::read_to_string(&file).ok()
+        });
+        let ready = ready.unwrap_or_else(|| panic!("`{role}` was not ready in time:\n{}", log()));
+        Running { child, ready: serde_json::from_str(&ready).expect("the ready file is JSON") }
+    }
+}
+
+impl Running {
+    /// The base address of the public door.
+    pub fn server(&self) -> String {
+        format!("http://{}", self.ready["server"].as_str().expect("it has a public door"))
+    }
+
+    /// The base address of the operators' house.
+    pub fn operators(&self) -> String {
+        format!("http://{}", self.ready["operators"].as_str().expect("it has an operators' address"))
+    }
+
+    /// Tells it to stop, and waits for its end.
+    pub fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        until(|| self.child.try_wait().expect("it can be waited for")).expect("it did not end after SIGTERM")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "the process is gone");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A command that ended.
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said beside.
+    pub stderr: String,
+    command: String,
+}
+
+impl Ended {
+    fn new(arguments: &[&str], output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+            command: arguments.join(" "),
+        }
+    }
+
+    /// Checks the exit code.
+    #[must_use]
+    pub fn exits(self, code: i32) -> Self {
+        let Self { command, stdout, stderr, .. } = &self;
+        assert_eq!(self.code, code, "`{command}`\nstdout: {stdout}\nstderr: {stderr}");
+        self
+    }
+
+    /// What it printed, as JSON: nothing else may stand there.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+}
+
+/// Looks again and again until there is something, or the deadline has passed.
+fn until<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    while start.elapsed() < DEADLINE {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
+}
+
+fn binary() -> PathBuf {
+    let tests = std::env::current_exe().expect("the test's own path");
+    let path = tests.ancestors().nth(2).unwrap_or(Path::new("")).join("nightporter");
+    assert!(path.exists(), "there is no {}: run `cargo build -p cli`, as `tests/run` does", path.display());
+    path
+}
