@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 /// Longer than any exporter waits; only a test that fails waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A collector on a free port. It stops when it is dropped.
 pub struct Collector {
