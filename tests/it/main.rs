@@ -1,6 +1,8 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
+mod backups;
 mod brokers;
 mod ledgers;
 mod notifications;
+mod stores;
 mod work;

@@ -2,12 +2,14 @@
 //! servers that `tests/run` starts.
 
 pub mod faulty;
+pub mod backup_world;
 pub mod ledgers;
 pub mod otlp;
 pub mod porter;
 pub mod postgres;
 pub mod rabbitmq;
 pub mod receiver;
+pub mod s3;
 
 /// The address of a server that `tests/run` started.
 ///

@@ -71,10 +71,15 @@ impl Handler for Backup {
         let store = cx.world().store(&self.store).await?;
         let keys = Keys::of(&self.database, cx.job().attempt.job, cx.job().created_at);
         let backup = match backups::find(&*store, &keys.manifest()).await? {
-            Some(existing) => existing,
+            Some(existing) => {
+                let verified = backups::verify(&*store, &*database, &existing.manifest.data).await;
+                verified.map_err(|failure| {
+                    failure.context("an earlier attempt made the backup, but it cannot be read back")
+                })?;
+                existing
+            }
             None => self.make(cx, &*database, &*store, &keys).await?,
         };
-        backups::verify(&*store, &*database, &backup.manifest.data).await?;
         sweep(&*store, &backup, cx.now()).await;
         Ok(output(&backup))
     }
