@@ -55,7 +55,7 @@ impl Bucket {
             async move {
                 match service.call(request.map(s3s::Body::http_body_unsync)).await {
                     Ok(response) => response.map(Body::new),
-                    Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+                    Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:?}")).into_response(),
                 }
             }
         };

@@ -163,8 +163,9 @@ impl Multipart {
             }
             // Dropped below, so what was uploaded in vain is aborted.
             Err(error) if is_there_already(&error) => Ok(Put::AlreadyThere),
-            // A try whose answer was lost has completed it: then the upload is gone and the object is there.
-            Err(error) if status(&error) == Some(404) => {
+            // The answer is lost or makes no sense, or an earlier try whose answer was lost has completed the upload, so
+            // that it is gone. Then the object says it; whether it is ours is seen when it is read back.
+            Err(error) if matches!(status(&error), None | Some(200 | 404)) => {
                 let head = place.client.head_object().bucket(&place.bucket).key(&full).send().await;
                 head.map(|_| Put::AlreadyThere).map_err(|_| failure(&error, &format!("finishing the upload of {key}")))
             }
