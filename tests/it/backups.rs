@@ -371,10 +371,10 @@ async fn until_pg_dump_waits(url: &str) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waits).await.expect("pg_dump waits for the lock");
+    tokio::time::timeout(Duration::from_mins(1), waits).await.expect("pg_dump waits for the lock");
 }
 
-/// Ends the server's side of a pg_dump that waits for a lock, or that is in the middle of a table.
+/// Ends the server's side of a `pg_dump` that waits for a lock, or that is in the middle of a table.
 async fn terminate(url: &str, which: &str) -> i64 {
     ask(url, format!("SELECT count(pg_terminate_backend(pid)) {SESSIONS}"), which).await
 }

@@ -17,7 +17,7 @@ use worker::stores::StoreConfig;
 use worker::{Registry, Worker, WorkerConfig, World, WorldConfig};
 
 /// Longer than anything here takes; a test that waits so long has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A worker and its queue.
 pub struct BackupWorld {
@@ -83,10 +83,10 @@ impl BackupWorld {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        match tokio::time::timeout(PATIENCE, look).await {
-            Ok(view) => view,
-            Err(_) => panic!("not {states:?}: {:?}", self.queue.ledger().job(job).await),
-        }
+        let Ok(view) = tokio::time::timeout(PATIENCE, look).await else {
+            panic!("not {states:?}: {:?}", self.queue.ledger().job(job).await)
+        };
+        view
     }
 
     /// Stores a job and waits until it has completed; its output.
@@ -113,9 +113,7 @@ impl BackupWorld {
 
 /// The HTTP client that jobs use.
 pub fn http() -> reqwest::Client {
-    // Fails only where it is installed already.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
+    worker::world::http_client()
 }
 
 /// A store's configuration, with the credentials of the test servers.

@@ -1,8 +1,8 @@
 //! What the end-to-end tests share: worlds to act in, receivers of what Nightporter sends, and the addresses of the
 //! servers that `tests/run` starts.
 
-pub mod faulty;
 pub mod backup_world;
+pub mod faulty;
 pub mod ledgers;
 pub mod otlp;
 pub mod porter;

@@ -106,10 +106,10 @@ impl Door {
     /// A door whose rule holds until it is opened.
     pub async fn before(endpoint: &str, rule: fn(&Method, &str) -> Passage) -> Self {
         let (open, opened) = watch::channel(false);
-        let (hold, held) = watch::channel(0);
-        let (endpoint, hold) = (endpoint.to_owned(), Arc::new(hold));
+        let (counter, held) = watch::channel(0);
+        let (endpoint, counter) = (endpoint.to_owned(), Arc::new(counter));
         let answer = move |request: Request| {
-            let (endpoint, hold, mut opened) = (endpoint.clone(), Arc::clone(&hold), opened.clone());
+            let (endpoint, counter, mut opened) = (endpoint.clone(), Arc::clone(&counter), opened.clone());
             async move {
                 let target = request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned();
                 let passage = if *opened.borrow() { Passage::Free } else { rule(request.method(), &target) };
@@ -117,7 +117,7 @@ impl Door {
                     Passage::Free => {}
                     Passage::Refused => return StatusCode::BAD_REQUEST.into_response(),
                     Passage::Held => {
-                        hold.send_modify(|held| *held += 1);
+                        counter.send_modify(|count| *count += 1);
                         let _open_or_gone = opened.wait_for(|open| *open).await;
                     }
                 }
@@ -130,7 +130,7 @@ impl Door {
 
     /// Waits until a request is held.
     pub async fn holds(&mut self) {
-        self.held.wait_for(|held| *held > 0).await.expect("the door stands");
+        self.held.wait_for(|count| *count > 0).await.expect("the door stands");
     }
 
     /// Lets everything pass from now on.

@@ -49,10 +49,8 @@ pub async fn list(store: &dyn Store, database: Option<&str>) -> Result<Listing, 
     let sizes: BTreeMap<&str, u64> = objects.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
     let mut listing = Listing::default();
     for key in manifests(&objects) {
-        let text = match read_small(store, key, LARGEST_MANIFEST).await? {
-            None => continue, // Deleted meanwhile.
-            Some(text) => text,
-        };
+        // None: deleted meanwhile.
+        let Some(text) = read_small(store, key, LARGEST_MANIFEST).await? else { continue };
         match Manifest::parse(&text).and_then(|manifest| manifest.sized_as(&sizes)) {
             Ok(manifest) => listing.backups.push(Backup { key: key.to_owned(), manifest }),
             Err(reason) => listing.broken.push((key.to_owned(), reason)),
@@ -73,9 +71,9 @@ pub async fn find(store: &dyn Store, key: &str) -> Result<Option<Backup>, Failur
 pub async fn latest(store: &dyn Store, database: &str) -> Result<Backup, Failure> {
     let listing = list(store, Some(database)).await?;
     let newest = listing.backups.into_iter().next_back();
-    let passed_over =
+    let mut passed_over =
         listing.broken.into_iter().filter(|(key, _)| newest.as_ref().is_none_or(|newest| *key > newest.key));
-    if let Some((key, reason)) = passed_over.last() {
+    if let Some((key, reason)) = passed_over.next_back() {
         return Err(Failure::Discard(anyhow::anyhow!(
             "the latest backup {key} cannot be used ({reason}); name an older one to restore that"
         )));

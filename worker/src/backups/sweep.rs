@@ -12,7 +12,7 @@ use crate::stores::Store;
 
 /// Data without a manifest, and parts of an upload, belong to nobody when they are older than this: an attempt ends after
 /// a day. (S3 dates large objects by the beginning of their upload.)
-const ORPHANED: Duration = Duration::from_secs(26 * 60 * 60);
+const ORPHANED: Duration = Duration::from_hours(26);
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,9 +66,9 @@ mod tests {
             assert!(store.put_if_absent(key, Bytes::from_static(b"x")).await.is_ok());
         }
         let written = chrono::DateTime::from(std::time::SystemTime::now());
-        let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_secs(20 * 3600)).await else { panic!() };
+        let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_hours(20)).await else { panic!() };
         assert_eq!(swept, Swept::default());
-        let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_secs(30 * 3600)).await else { panic!() };
+        let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_hours(30)).await else { panic!() };
         assert_eq!(swept.objects, 1);
         let Ok(left) = store.list("").await else { panic!() };
         let left: Vec<String> = left.into_iter().map(|object| object.key).collect();

@@ -22,9 +22,9 @@ use crate::migrations::History;
 /// Connecting and each short statement must be done within this.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Making or dropping a database, which waits for a checkpoint.
-const DATABASE_DEADLINE: Duration = Duration::from_secs(5 * 60);
-/// A dump that says nothing for so long is stuck: pg_dump waits without end for a lock, or for a dead server.
-const SILENCE: Duration = Duration::from_secs(60 * 60);
+const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
+/// A dump that says nothing for so long is stuck: `pg_dump` waits without end for a lock, or for a dead server.
+const SILENCE: Duration = Duration::from_hours(1);
 /// Bytes of a dump are handed on in pieces of this size.
 const PIECE: usize = 256 * 1024;
 

@@ -14,7 +14,7 @@ use crate::handler::{Failure, OrFail};
 /// So much of what a program complains about is kept: its beginning, where the cause stands.
 const COMPLAINTS: usize = 8 * 1024;
 /// A program that has closed its output must end within this.
-const LAST_BREATH: Duration = Duration::from_secs(5 * 60);
+const LAST_BREATH: Duration = Duration::from_mins(5);
 /// A program must say its version within this.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -108,7 +108,7 @@ impl Program {
         let mut input = Some(self.take_input()?);
         let mut buffer = vec![0; 256 * 1024];
         loop {
-            let read = reader.read(&mut buffer).await.map_err(|error| not_read(error))?;
+            let read = reader.read(&mut buffer).await.map_err(not_read)?;
             if read == 0 {
                 return Ok(()); // Only now is the program's input closed: it never takes a torn dump for a whole one.
             }

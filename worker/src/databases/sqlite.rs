@@ -20,7 +20,7 @@ use crate::migrations::History;
 /// Waits so long for a writer of the application.
 const BUSY: Duration = Duration::from_secs(30);
 /// Copying and checking a file must be done within this.
-const COPY_DEADLINE: Duration = Duration::from_secs(6 * 60 * 60);
+const COPY_DEADLINE: Duration = Duration::from_hours(6);
 /// Bytes of a dump are handed on in pieces of this size.
 const PIECE: usize = 256 * 1024;
 
@@ -154,10 +154,10 @@ async fn check(path: &Path) -> Result<(), Failure> {
     let said = tokio::time::timeout(COPY_DEADLINE, asked).await.or_retry("checking the copy took too long")?;
     let said = said.or_retry("checking the copy")?;
     connection.close().await.or_retry("closing the copy")?;
-    match said.iter().all(|line| line == "ok") && !said.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::Discard(anyhow::anyhow!("SQLite finds the database damaged: {}", said.join("; ")))),
+    if said != ["ok"] {
+        return Err(Failure::Discard(anyhow::anyhow!("SQLite finds the database damaged: {}", said.join("; "))));
     }
+    Ok(())
 }
 
 async fn fill(path: &Path, mut dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure> {

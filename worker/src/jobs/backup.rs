@@ -56,7 +56,7 @@ impl Handler for Backup {
     const SUMMARY: &'static str = "dumps a database into a store and reads it back";
     const QUEUE: &'static str = "databases";
     const RETRY: RetryPolicy = RetryPolicy::PATIENT;
-    const TIME_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+    const TIME_LIMIT: Duration = Duration::from_hours(24);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         check_names(&self.database, &self.store, names)

@@ -40,7 +40,7 @@ impl Handler for Restore {
     const SUMMARY: &'static str = "makes a new database from a backup";
     const QUEUE: &'static str = "databases";
     const RETRY: RetryPolicy = RetryPolicy::PROMPT;
-    const TIME_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+    const TIME_LIMIT: Duration = Duration::from_hours(24);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = check_names(&self.database, &self.store, names);

@@ -135,8 +135,8 @@ pub async fn read_small(store: &dyn Store, key: &str, limit: u64) -> Result<Opti
 /// Keys come from our own code; one that would leave its store is a mistake in the program.
 fn checked(key: &str) -> Result<&str, Failure> {
     let fine = |name: &str| !name.is_empty() && name != "." && name != ".." && !name.contains(['\\', '\0']);
-    match key.split('/').all(fine) {
-        true => Ok(key),
-        false => Err(Failure::Discard(anyhow::anyhow!("`{key}` is not a key: it must be names joined by `/`"))),
+    if !key.split('/').all(fine) {
+        return Err(Failure::Discard(anyhow::anyhow!("`{key}` is not a key: it must be names joined by `/`")));
     }
+    Ok(key)
 }

@@ -35,7 +35,7 @@ const READ_AHEAD: usize = 2;
 /// Tries of one range.
 const TRIES: u32 = 5;
 /// A range must have come within this.
-const RANGE_DEADLINE: Duration = Duration::from_secs(120);
+const RANGE_DEADLINE: Duration = Duration::from_mins(2);
 
 /// A store in a bucket.
 pub struct S3 {
@@ -79,6 +79,11 @@ impl S3 {
             loader = loader.credentials_provider(parse_credentials(credentials)?);
         }
         let shared = loader.load().await;
+        if shared.region().is_none() {
+            return Err(Failure::Discard(anyhow::anyhow!(
+                "the store's region is not known: add `?region=...` to its address, or set AWS_REGION"
+            )));
+        }
         let mut config = aws_sdk_s3::config::Builder::from(&shared)
             .timeout_config(deadlines())
             .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
@@ -119,10 +124,9 @@ impl Address {
             match &*key {
                 "region" => parsed.region = Some(value.into_owned()),
                 "endpoint" => parsed.endpoint = Some(value.into_owned()),
+                "storage_class" if known_class(&value).is_some() => parsed.storage_class = known_class(&value),
                 "storage_class" => {
-                    parsed.storage_class = Some(known_class(&value).ok_or_else(|| {
-                        refuse(&format!("`{value}` is not a storage class that can be read back at once"))
-                    })?)
+                    return Err(refuse(&format!("`{value}` is not a storage class that can be read back at once")));
                 }
                 other => return Err(refuse(&format!("`{other}` is not known"))),
             }
@@ -165,8 +169,8 @@ fn parse_credentials(text: &str) -> Result<SharedCredentialsProvider, Failure> {
 fn deadlines() -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(10))
-        .operation_attempt_timeout(Duration::from_secs(5 * 60)) // A part at 1 MB/s.
-        .operation_timeout(Duration::from_secs(20 * 60))
+        .operation_attempt_timeout(Duration::from_mins(5)) // A part at 1 MB/s.
+        .operation_timeout(Duration::from_mins(20))
         .build()
 }
 
