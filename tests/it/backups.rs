@@ -234,6 +234,9 @@ async fn the_password_is_in_no_process_list_log_ledger_manifest_or_error() {
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
     let _logging = tracing::subscriber::set_default(subscriber.finish());
+    // With a single subscriber, tracing asks the thread that comes first to a place in the code whether it is heard, and
+    // for good; the threads of other tests have none. With two it asks both.
+    let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).finish());
     let folder = TempDir::new().unwrap();
     let mut source = url::Url::parse(&shop().await).unwrap();
     source.set_password(Some(CANARY)).unwrap();
