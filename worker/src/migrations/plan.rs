@@ -17,6 +17,9 @@ use crate::migrations::{Applied, AppliedState, Engine, Migration, tools};
 /// More statements than this a plan does not list; its risk counts all.
 const LISTED_STATEMENTS: usize = 50;
 
+/// More names than this are counted and not listed.
+const LISTED: usize = 20;
+
 /// A plan, as the job `plan` puts it out and `migrate` runs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -77,6 +80,8 @@ pub struct Comparison<'f> {
     pub pending: Vec<&'f Migration>,
     /// Applied and not in the folder: a newer commit's. Empty where the folder has anything that is not applied.
     pub superseded_by: Vec<String>,
+    /// Applied, and older than the whole folder: squashed away.
+    squashed: Vec<String>,
 }
 
 impl<'f> Comparison<'f> {
@@ -97,15 +102,15 @@ impl<'f> Comparison<'f> {
             folder.migrations.iter().filter(|migration| !applied.contains_key(&migration.id)).collect();
         // What is older than the whole folder was squashed away, not made by a newer commit.
         let oldest = folder.migrations.first().map_or("", |migration| migration.id.as_str());
-        let missing: Vec<String> = finished
-            .filter(|applied| !files.contains_key(applied.id.as_str()) && applied.id.as_str() > oldest)
-            .map(|applied| applied.name.clone())
-            .collect();
+        let gone = finished.filter(|applied| !files.contains_key(applied.id.as_str()));
+        let (missing, squashed): (Vec<_>, Vec<_>) = gone.partition(|applied| applied.id.as_str() > oldest);
+        let names = |of: Vec<&Applied>| of.into_iter().map(|applied| applied.name.clone()).collect::<Vec<_>>();
+        let (missing, squashed) = (names(missing), names(squashed));
         if !missing.is_empty() && !pending.is_empty() {
             let names = pending.iter().map(|migration| migration.name.as_str());
             return Err(Refusal::Diverged { missing: listed(&missing), pending: listed(names) });
         }
-        Ok(Self { folder, applied, pending, superseded_by: missing })
+        Ok(Self { folder, applied, pending, superseded_by: missing, squashed })
     }
 
     /// The plan to apply what is pending.
@@ -121,8 +126,20 @@ impl<'f> Comparison<'f> {
             hash: self.hash(&self.pending, &BTreeSet::new()),
             superseded: !self.superseded_by.is_empty(),
             by: self.superseded_by.clone(),
-            ignored: self.folder.ignored.clone(),
+            ignored: self.ignored(),
         }
+    }
+
+    fn ignored(&self) -> Vec<String> {
+        let mut ignored = self.folder.ignored.clone();
+        if ignored.len() > LISTED {
+            let more = ignored.split_off(LISTED).len();
+            ignored.push(format!("{more} more files"));
+        }
+        if !self.squashed.is_empty() {
+            ignored.push(format!("{}: applied, and older than the whole folder", listed(&self.squashed)));
+        }
+        ignored
     }
 
     fn least_risk(&self) -> Risk {
@@ -188,7 +205,9 @@ fn refuse_unfinished(
             AppliedState::Interrupted => "an attempt was interrupted in it",
             AppliedState::Unfinished(said) => said.as_str(),
         };
-        found.push(format!("`{}` ({})", applied.name, said.trim()));
+        // A tool's log may be a page long.
+        let said: String = said.trim().chars().take(300).collect();
+        found.push(format!("`{}` ({said})", applied.name));
     }
     if found.is_empty() {
         return Ok(());
@@ -268,8 +287,8 @@ fn quoted(text: &str) -> String {
 fn listed(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("`{}`", name.as_ref())).collect();
     match names.len() {
-        0..=20 => names.join(", "),
-        many => format!("{} and {} more", names[..20].join(", "), many - 20),
+        0..=LISTED => names.join(", "),
+        many => format!("{} and {} more", names[..LISTED].join(", "), many - LISTED),
     }
 }
 
@@ -359,7 +378,11 @@ mod tests {
     fn what_was_squashed_away_stops_nothing() {
         let old = folder(&THREE);
         let squashed = folder(&[("2.sql", "b"), ("3.sql", "c")]);
-        assert_eq!(pending(&squashed, &history(&old, &["1.sql", "2.sql"])), ["3.sql"]);
+        let history = history(&old, &["1.sql", "2.sql"]);
+        assert_eq!(pending(&squashed, &history), ["3.sql"]);
+        let comparison = Comparison::of(&squashed, &history, Engine::Postgres).unwrap();
+        let ignored = comparison.plan("main", None, Engine::Postgres).ignored;
+        assert_eq!(ignored, ["`1.sql`: applied, and older than the whole folder"]);
     }
 
     fn bound(folder: &Folder, history: &[Applied]) -> Bound {
