@@ -28,9 +28,9 @@ pub use sqlite::{open_sqlite, open_sqlite_with};
 /// What speaks SQL, for those who must read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// PostgreSQL.
+    /// `PostgreSQL`.
     Postgres,
-    /// SQLite.
+    /// `SQLite`.
     Sqlite,
 }
 
