@@ -9,6 +9,7 @@ pub mod folder;
 pub mod github;
 pub mod plan;
 mod postgres;
+mod refusal;
 pub mod risk;
 pub(crate) mod source;
 mod sqlite;

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::databases::Tool;
 use crate::handler::{Failure, OrFail};
-use crate::migrations::plan::resolve_unfinished;
+use crate::migrations::refusal::resolve_unfinished;
 use crate::migrations::statements::{Shape, shape};
 use crate::migrations::tools::sqlx::version_in;
 use crate::migrations::{Applied, AppliedState, Engine, History, LOCK_POLL, Migration, Patience, failed};
