@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    fn deploy(run: &RunView, own: JobId, event: Value) -> Message {
+    fn deploy(run: &RunView, own: JobId, event: &Value) -> Message {
         let notify = Notify { channel: "ops".into(), template: Template::Deploy, ..Notify::default() };
         compose(&notify, &json!({"args": notify, "job": {}, "event": event, "run": run_facts(run, own)})).unwrap()
     }
@@ -230,7 +230,7 @@ mod tests {
         };
         event.data.project.name = Some("app".into());
         event.data.git.sha = Some("0123456789abcdef".into());
-        let message = deploy(&run, id, event.view());
+        let message = deploy(&run, id, &event.view());
         assert_eq!(message.title, "deploy completed");
         assert_eq!(message.severity, Severity::Info);
         assert_eq!(
@@ -249,7 +249,7 @@ mod tests {
             job("migrate", JobState::Discarded, Value::Null),
             job("warm", JobState::Skipped, Value::Null),
         ]);
-        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), Value::Null);
+        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), &Value::Null);
         assert_eq!(message.title, "deploy failed");
         assert_eq!(message.severity, Severity::Critical);
         assert_eq!(
@@ -265,7 +265,7 @@ mod tests {
         let message = deploy(
             &run(Vec::new()),
             JobId::at(Timestamp::UNIX_EPOCH),
-            json!({"git": {}, "project": {}, "actor": {}, "repository": {}}),
+            &json!({"git": {}, "project": {}, "actor": {}, "repository": {}}),
         );
         assert_eq!((message.title.as_str(), message.text.as_str()), ("deploy completed", ""));
     }
