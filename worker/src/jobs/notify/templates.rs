@@ -212,11 +212,15 @@ mod tests {
     fn a_deploy_that_went_well_is_told_with_its_jobs_migrations_and_backup() {
         let own = job("notify", JobState::Running, Value::Null);
         let id = own.job;
-        let plan = json!({"pending": 2, "risk": "additive", "hash": "x", "migrations": ["0001_users", {"name": "0002_orders"}]});
+        let plan = json!({"pending": 2, "risk": "additive", "hash": "x", "names": ["0001_users", {"name": "0002_orders"}], "superseded": false, "by": []});
         let run = run(vec![
             job("plan", JobState::Completed, plan),
             job("backup", JobState::Completed, json!({"backup": "main/2026-11-20T10-00-00Z"})),
-            job("migrate", JobState::Completed, json!({"applied": ["0001_users", "0002_orders"]})),
+            job(
+                "migrate",
+                JobState::Completed,
+                json!({"applied": ["0001_users", "0002_orders"], "superseded": false, "by": []}),
+            ),
             own,
         ]);
         let mut event = schemas::Event {
@@ -257,6 +261,19 @@ mod tests {
             "plan: completed in 2.3 s\n\
              migrate: discarded in 2.3 s (lock timeout (given up after 5 failures))\n\
              warm: skipped"
+        );
+    }
+
+    #[test]
+    fn a_migration_that_came_too_late_says_by_what_and_a_restore_says_into_what() {
+        let run = run(vec![
+            job("migrate", JobState::Completed, json!({"applied": [], "superseded": true, "by": ["0003_newer"]})),
+            job("restore", JobState::Completed, json!({"backup": "main/x", "into": "main_copy", "bytes": 5})),
+        ]);
+        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), &Value::Null);
+        assert_eq!(
+            message.text,
+            "migrate: completed in 2.3 s, superseded by 0003_newer\nrestore: completed in 2.3 s, main/x into main_copy"
         );
     }
 
