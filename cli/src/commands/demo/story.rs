@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use producer::sources::{SignedSample, signed_sample};
 use producer::source_type;
+use producer::sources::{SignedSample, signed_sample};
 use reqwest::StatusCode;
 use schemas::api::{DeliveryAnswer, EventView, JobView, RunJobView, RunView};
 use schemas::{JobId, JobState, RunId, RunState};
@@ -50,11 +50,7 @@ impl Story<'_> {
     }
 
     async fn chapters(&mut self) -> Result<Vec<Told>, Failure> {
-        Ok(vec![
-            self.a_push().await?,
-            self.a_deploy().await?,
-            self.a_sign_up().await?,
-        ])
+        Ok(vec![self.a_push().await?, self.a_deploy().await?, self.a_sign_up().await?])
     }
 
     async fn a_push(&mut self) -> Result<Told, Failure> {
@@ -73,7 +69,11 @@ impl Story<'_> {
         let run = self.follow(one(&event.runs, "run")?).await?;
         let notify = run.jobs.iter().find(|job| job.kind == "notify").map(|job| job.job);
         self.await_message(notify.ok_or_else(|| fell_short("the run has no notify job"))?).await?;
-        Ok(Told { what: "deployment → backup, migrations, notification", took: began.elapsed(), outcome: deployed(&run)? })
+        Ok(Told {
+            what: "deployment → backup, migrations, notification",
+            took: began.elapsed(),
+            outcome: deployed(&run)?,
+        })
     }
 
     async fn a_sign_up(&mut self) -> Result<Told, Failure> {
@@ -93,7 +93,10 @@ impl Story<'_> {
         let sent = Instant::now();
         let (status, answer) = self.post(source, sample).await?;
         let millis = sent.elapsed().as_millis();
-        self.line("delivery", &format!("POST /webhooks/{source}, signed → {} in {millis} ms: verified and on disk", status.as_u16()))?;
+        self.line(
+            "delivery",
+            &format!("POST /webhooks/{source}, signed → {} in {millis} ms: verified and on disk", status.as_u16()),
+        )?;
         let id = answer.event_id.ok_or_else(|| fell_short("the delivery was not booked"))?;
         let event: EventView = self.client.get(&format!("events/{id}")).await?;
         self.line("event", &format!("{} · {}", event.event.kind, event.event.subject.as_deref().unwrap_or("-")))?;
@@ -184,7 +187,12 @@ fn said(kind: &str, output: &Value) -> String {
     let text = |name: &str| output[name].as_str().unwrap_or("?").to_owned();
     match kind {
         "plan" => format!("{} pending, {}: {}", number("pending"), text("risk"), names(&output["names"])),
-        "backup" => format!("{} → {} bytes, read back and verified, {}", number("bytes"), number("stored_bytes"), text("backup")),
+        "backup" => format!(
+            "{} → {} bytes, read back and verified, {}",
+            number("bytes"),
+            number("stored_bytes"),
+            text("backup")
+        ),
         "migrate" => format!("{} applied: {}", number("count"), names(&output["applied"])),
         "notify" => format!("to {}", text("channel")),
         _ => output.to_string(),
