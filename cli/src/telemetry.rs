@@ -1,5 +1,6 @@
 //! What the process tells about itself: log lines on stderr.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,7 +25,8 @@ pub(crate) struct Telemetry;
 /// Starts logging. Called once, within the runtime.
 pub(crate) fn start(settings: &TelemetrySettings) -> anyhow::Result<Telemetry> {
     let filter = EnvFilter::try_from_env("NIGHTPORTER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_ansi(colours).with_env_filter(filter).with_writer(std::io::stderr);
     let started = if settings.json { lines.json().finish().try_init() } else { lines.finish().try_init() };
     started.context("logging was started twice")?;
     Ok(Telemetry)

@@ -265,10 +265,11 @@ impl Reader<'_> {
 
     fn check_worker(&mut self, worker: Option<&WorkerSection>, registry: &worker::Registry) {
         let known = registry.queues();
-        for (name, permits) in worker.into_iter().flat_map(|worker| &worker.queues) {
+        let permits = |name: &str| worker.and_then(|worker| worker.queues.get(name));
+        for name in self.document.names(&["worker", "queues"]) {
             let problem = if !known.contains_key(name.as_str()) {
-                Problem::unknown("queue", name, known.keys().copied())
-            } else if *permits == 0 {
+                Problem::unknown("queue", &name, known.keys().copied())
+            } else if permits(&name) == Some(&0) {
                 Problem::new("a queue needs at least one permit")
             } else {
                 continue;
