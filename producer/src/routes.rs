@@ -2,6 +2,8 @@
 //! recorded with the event.
 
 mod build;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,10 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
+mod backups;
+mod brokers;
 mod commands;
 mod ledgers;
+mod migrations;
+mod notifications;
+mod stores;
 mod work;

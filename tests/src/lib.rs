@@ -1,10 +1,17 @@
-//! What the end-to-end tests share: worlds to act in, and the addresses of the servers that `tests/run` starts.
+//! What the end-to-end tests share: worlds to act in, receivers of what Nightporter sends, and the addresses of the
+//! servers that `tests/run` starts.
 
+pub mod backup_world;
 pub mod binary;
 pub mod faulty;
 pub mod ledgers;
+pub mod migration_world;
+pub mod otlp;
 pub mod porter;
 pub mod postgres;
+pub mod rabbitmq;
+pub mod receiver;
+pub mod s3;
 
 /// The address of a server that `tests/run` started.
 ///

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use queue::ledger::{self, JobFilter};
 use queue::{Queue, QueueConfig};
-use schemas::{Catalog, JobId, JobState, Names};
+use schemas::{Catalog, JobId, JobState, NewJob, Problem};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::{Registry, Worker, WorkerConfig, World};
+use worker::{Registry, Worker, WorkerConfig, World, WorldConfig};
 
 use crate::faulty::FaultyLedger;
 
@@ -38,8 +38,13 @@ impl Porter {
         Self::start_with(registry, WorkerConfig { lease: LEASE, ..WorkerConfig::default() }).await
     }
 
-    /// Starts a porter whose worker is configured so.
+    /// Starts a porter whose worker is configured so, in an empty world.
     pub async fn start_with(registry: Registry, config: WorkerConfig) -> Self {
+        Self::start_in(WorldConfig::default(), registry, config).await
+    }
+
+    /// Starts a porter in a world.
+    pub async fn start_in(world: WorldConfig, registry: Registry, config: WorkerConfig) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let url = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let below = ledger::open(&url, config.notice.clone()).await.expect("the ledger opens");
@@ -49,7 +54,8 @@ impl Porter {
         let queue = Queue::with_parts(ledger.clone(), broker, queue::LedgerClock::sampled(now));
         let registry = Arc::new(registry);
         let http = worker::world::http_client();
-        let world = Arc::new(World::new(worker::WorldConfig::default(), Arc::default(), http));
+        let names = world.names();
+        let world = Arc::new(World::new(world, Arc::default(), http));
         let stop = CancellationToken::new();
         let worker = Worker::new(queue.clone(), Arc::clone(&registry), world, config);
         let keeper = queue.clone();
@@ -58,12 +64,17 @@ impl Porter {
             tokio::spawn(async move { worker.run(work).await }),
             tokio::spawn(async move { keeper.keep_up(upkeep).await }),
         ];
-        Self { queue, ledger, catalog: registry.catalog(Names::default()), stop, tasks, _folder: folder }
+        Self { queue, ledger, catalog: registry.catalog(names), stop, tasks, _folder: folder }
+    }
+
+    /// A job, checked, not stored.
+    pub fn job(&self, kind: &str, args: &Value) -> Result<NewJob, Problem> {
+        self.catalog.job(kind, args, self.queue.clock().now())
     }
 
     /// Stores a job.
     pub async fn enqueue(&self, kind: &str, args: Value) -> JobId {
-        let job = self.catalog.job(kind, &args, self.queue.clock().now()).expect("a good job");
+        let job = self.job(kind, &args).expect("a good job");
         self.queue.enqueue(job).await.expect("enqueued").id()
     }
 

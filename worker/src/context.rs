@@ -77,9 +77,9 @@ impl Context {
 
     /// Comes to a step: a named checkpoint, unique in the job. It is written as started, fenced, before this returns,
     /// so that a stale attempt has no effect.
-    pub async fn step<T: DeserializeOwned>(&self, name: &'static str) -> Result<Step<'_, T>, Failure> {
+    pub async fn step<T: DeserializeOwned>(&self, name: &str) -> Result<Step<'_, T>, Failure> {
         let state = self.queue.ledger().start_step(self.job.attempt, name, self.now()).await;
-        let open = OpenStep { cx: self, name };
+        let open = OpenStep { cx: self, name: name.to_owned() };
         match state.map_err(|error| not_written(error, name))? {
             StepState::Fresh => Ok(Step::Fresh(open)),
             StepState::Unknown => Ok(Step::Unknown(open)),
@@ -104,7 +104,7 @@ pub enum Step<'cx, T> {
 /// A step that has begun.
 pub struct OpenStep<'cx> {
     cx: &'cx Context,
-    name: &'static str,
+    name: String,
 }
 
 impl OpenStep<'_> {
@@ -112,8 +112,8 @@ impl OpenStep<'_> {
     pub async fn finish<T: Serialize + Sync>(self, result: &T) -> Result<(), Failure> {
         let result = to_raw_value(result).or_discard("writing the result of a step")?;
         let ledger = self.cx.queue.ledger();
-        let finished = ledger.finish_step(self.cx.job.attempt, self.name, Some(&result), self.cx.now()).await;
-        finished.map_err(|error| not_written(error, self.name))
+        let finished = ledger.finish_step(self.cx.job.attempt, &self.name, Some(&result), self.cx.now()).await;
+        finished.map_err(|error| not_written(error, &self.name))
     }
 }
 

@@ -88,6 +88,14 @@ impl Failure {
         Self::Discard(error.into())
     }
 
+    /// What went wrong, with all its causes, for people.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Retry { error, .. } | Self::Discard(error) => format!("{error:#}"),
+            Self::Snooze { reason, .. } | Self::Cancelled(reason) => reason.clone(),
+        }
+    }
+
     /// Adds what was being done.
     #[must_use]
     pub fn context(self, doing: impl Into<String>) -> Self {

@@ -2,6 +2,7 @@
 //!
 //! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`] and [`channels`].
 
+pub mod backups;
 pub mod channels;
 mod consumer;
 pub mod context;
@@ -11,6 +12,7 @@ pub mod handler;
 mod heart;
 pub mod jobs;
 pub mod migrations;
+pub mod notice;
 pub mod registry;
 pub mod stores;
 mod worker;

@@ -1,31 +1,85 @@
-//! Channels: where notifications go. A new one is a file here and an arm in [`open`].
+//! Channels: where notifications go. A new one is a file here, a field of [`ChannelConfig`], an arm in [`open`], and its
+//! table in [`verdict`].
+
+mod call;
+mod config;
+pub(crate) mod message;
+mod slack;
+pub mod verdict;
+mod webhook;
 
 use async_trait::async_trait;
+use schemas::{JobId, Timestamp};
+use secrecy::SecretString;
 use secrets::{Resolver, SecretText};
-use serde::Deserialize;
 
 use crate::handler::Failure;
 
-/// A channel as the configuration file spells it: exactly one of its targets.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChannelConfig {
-    /// A Slack incoming webhook's URL; it is a secret.
-    #[serde(default)]
-    pub slack: Option<SecretText>,
-}
+pub use config::{ChannelConfig, OnUnknown, WebhookConfig};
+pub use message::{Message, Severity};
+pub use verdict::{Fate, NotSent};
+
+use config::Target;
 
 /// A channel that can be reached.
 #[async_trait]
-pub trait Channel: Send + Sync {}
+pub trait Channel: Send + Sync {
+    /// What becomes of a message of which nobody knows whether an earlier attempt delivered it.
+    fn repeats(&self) -> Repeats;
 
-/// Opens the channel.
+    /// Sends a message once. `wall` is the wall clock's time, for signatures and for the dates that others send.
+    async fn send(&self, message: &Message, posting: &Posting, wall: Timestamp) -> Result<(), NotSent>;
+}
+
+/// What becomes of a message of which nobody knows whether an earlier attempt delivered it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// It is sent again: the receiver knows it by its id.
+    Dedupe,
+    /// It is sent again and says that it may be a repeat.
+    Mark,
+    /// It is not sent again; a person looks.
+    Report,
+}
+
+/// What is the same in every attempt to deliver a message.
+#[derive(Clone, Copy, Debug)]
+pub struct Posting {
+    /// The job that delivers it: receivers that dedupe know the message by it.
+    pub job: JobId,
+    /// When that job was stored, by the ledger's clock.
+    pub created_at: Timestamp,
+    /// Whether an earlier attempt may have delivered it.
+    pub may_repeat: bool,
+}
+
+/// Opens the channel: resolves its secrets.
 pub async fn open(
     name: &str,
     config: &ChannelConfig,
     secrets: &Resolver,
     http: &reqwest::Client,
 ) -> Result<Box<dyn Channel>, Failure> {
-    let _ = (name, config, secrets, http);
-    Err(Failure::Discard(anyhow::anyhow!("no channel is built in")))
+    let target = config.target().map_err(|problem| {
+        let advice = "correct the configuration and retry the job";
+        Failure::Discard(anyhow::anyhow!("the channel `{name}` cannot be used: {problem}; {advice}"))
+    })?;
+    match target {
+        Target::Slack(url) => {
+            let url = resolve(name, url, secrets).await?;
+            Ok(Box::new(slack::Slack::new(name, &url, config.on_unknown, http.clone())?))
+        }
+        Target::Webhook(webhook) => {
+            let secret = resolve(name, &webhook.secret, secrets).await?;
+            Ok(Box::new(webhook::Webhook::new(name, webhook.url.clone(), &secret, http.clone())?))
+        }
+    }
+}
+
+async fn resolve(name: &str, secret: &SecretText, secrets: &Resolver) -> Result<SecretString, Failure> {
+    secrets.resolve(secret).await.map_err(|error| {
+        let transient = error.is_transient();
+        let error = anyhow::Error::new(error).context(format!("resolving the secret of the channel `{name}`"));
+        if transient { Failure::retry(error) } else { Failure::Discard(error) }
+    })
 }

@@ -1,12 +1,17 @@
 //! Databases: what backups read, restores fill and migrations change. A new engine is a file here and an arm in [`open`].
 
+pub mod pooler;
+mod postgres;
+mod program;
+mod sqlite;
+
 use async_trait::async_trait;
 use bytes::Bytes;
-use secrets::{Resolver, SecretText};
+use secrets::{ExposeSecret, Resolver, SecretText};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 
-use crate::handler::Failure;
+use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 
 /// A database as the configuration file spells it.
@@ -54,11 +59,17 @@ pub enum Tool {
 /// A database that can be reached.
 #[async_trait]
 pub trait Database: Send + Sync {
-    /// Begins a dump in one consistent snapshot.
-    async fn dump(&self) -> Result<Box<dyn Dump>, Failure>;
+    /// Begins a dump in one consistent snapshot. `tag` names the work: what an earlier attempt with the same tag left
+    /// behind is removed.
+    async fn dump(&self, tag: &str) -> Result<Box<dyn Dump>, Failure>;
 
-    /// Fills a new database of that name from a dump; refuses where one of that name exists.
-    async fn restore(&self, new_name: &str, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure>;
+    /// Reads a dump to its end as a restore would, but into nothing: that it can be read is proven only so. A reader
+    /// that fails with `InvalidData` holds what is not the backup's bytes.
+    async fn read_through(&self, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure>;
+
+    /// Makes a new database of that name from a dump; refuses where one of that name exists, unless this work, by its
+    /// tag, made it. The database has its name only when it is whole; on failure nothing is left.
+    async fn restore(&self, new_name: &str, tag: &str, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure>;
 
     /// Takes the lock of a migration tool on this database, by polling, and opens the tool's history.
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure>;
@@ -67,6 +78,9 @@ pub trait Database: Send + Sync {
 /// A dump that is being made. Dropped, it stops.
 #[async_trait]
 pub trait Dump: Send {
+    /// About how many bytes will come.
+    fn estimate(&self) -> u64;
+
     /// The next bytes; none at the end, which alone says nothing about success.
     async fn next(&mut self) -> Result<Option<Bytes>, Failure>;
 
@@ -91,6 +105,17 @@ pub struct DumpFacts {
 
 /// Opens the database: resolves its address and finds its engine.
 pub async fn open(name: &str, config: &DatabaseConfig, secrets: &Resolver) -> Result<Box<dyn Database>, Failure> {
-    let _ = (name, config, secrets);
-    Err(Failure::Discard(anyhow::anyhow!("no database engine is built in")))
+    let doing = format!("resolving the address of the database `{name}`");
+    let address = match secrets.resolve(&config.url).await {
+        Err(error) if !error.is_transient() => Err(error).or_discard(&doing)?,
+        resolved => resolved.or_retry(&doing)?,
+    };
+    let address = address.expose_secret();
+    match address.split(':').next() {
+        Some("postgres" | "postgresql") => Ok(Box::new(postgres::Postgres::new(name, address)?)),
+        Some("sqlite") => Ok(Box::new(sqlite::Sqlite::new(name, address)?)),
+        _ => Err(Failure::Discard(anyhow::anyhow!(
+            "the address of the database `{name}` is neither `postgres://...` nor `sqlite:<path>`"
+        ))),
+    }
 }

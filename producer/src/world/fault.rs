@@ -1,0 +1,175 @@
+//! A ledger whose way in can be taken away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use async_trait::async_trait;
+use queue::bell::Bells;
+use queue::ledger::*;
+use schemas::api::{EventView, JobView, QueueView, RunView};
+use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, RunId, StepState, Timestamp};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// What is wrong with the ledger now. All clones are one.
+#[derive(Clone, Default)]
+pub(super) struct Fault(Arc<AtomicU8>);
+
+#[derive(Clone, Copy)]
+#[repr(u8)]
+pub(super) enum Now {
+    Fine,
+    Away,
+    /// It commits, and the answer is lost.
+    Unknown,
+    /// It answers nothing.
+    Silent,
+    /// It takes nothing that has facts.
+    Refuses,
+}
+
+impl Fault {
+    pub(super) fn set(&self, now: Now) {
+        self.0.store(now as u8, Ordering::SeqCst);
+    }
+
+    fn is(&self, now: Now) -> bool {
+        self.0.load(Ordering::SeqCst) == now as u8
+    }
+}
+
+pub(super) struct Faulty {
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) fault: Fault,
+}
+
+impl Faulty {
+    async fn meet(&self) -> Result<(), LedgerError> {
+        if self.fault.is(Now::Silent) {
+            std::future::pending::<()>().await;
+        }
+        if self.fault.is(Now::Away) { Err(LedgerError::Unavailable(sqlx::Error::PoolTimedOut)) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Intake for Faulty {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+        self.meet().await?;
+        if self.fault.is(Now::Refuses) && deliveries.iter().any(|delivery| delivery.unreadable.is_none()) {
+            return Err(LedgerError::Refused(sqlx::Error::WorkerCrashed));
+        }
+        let receipts = self.ledger.accept(deliveries, now).await;
+        if self.fault.is(Now::Unknown) { Err(LedgerError::Unknown("the line broke".into())) } else { receipts }
+    }
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+        self.ledger.enqueue(jobs, now).await
+    }
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        self.ledger.start(run, now).await
+    }
+}
+
+#[async_trait]
+impl Upkeep for Faulty {
+    async fn time(&self) -> Result<Timestamp, LedgerError> {
+        self.meet().await?;
+        self.ledger.time().await
+    }
+    fn is_exclusive(&self) -> bool {
+        self.ledger.is_exclusive()
+    }
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
+        self.ledger.promote(limit, now).await
+    }
+    async fn rescue(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<Rescued, LedgerError> {
+        self.ledger.rescue(before, limit, now).await
+    }
+    async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
+        self.ledger.prune(limit, now).await
+    }
+}
+
+#[async_trait]
+impl Work for Faulty {
+    async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
+        self.ledger.claim(claim, now).await
+    }
+    async fn heartbeat(
+        &self,
+        attempts: &[AttemptId],
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Vec<Beat>, LedgerError> {
+        self.ledger.heartbeat(attempts, lease_until, now).await
+    }
+    async fn start_step(&self, attempt: AttemptId, name: &str, now: Timestamp) -> Result<StepState, LedgerError> {
+        self.ledger.start_step(attempt, name, now).await
+    }
+    async fn finish_step(
+        &self,
+        attempt: AttemptId,
+        name: &str,
+        result: Option<&RawValue>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        self.ledger.finish_step(attempt, name, result, now).await
+    }
+    async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
+        self.ledger.finish(ended, now).await
+    }
+    async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
+        self.ledger.outputs(run).await
+    }
+}
+
+#[async_trait]
+impl Desk for Faulty {
+    async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
+        Desk::cancel(&*self.ledger, job, by, now).await
+    }
+    async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        Desk::retry(&*self.ledger, job, by, now).await
+    }
+    async fn release(
+        &self,
+        event: EventId,
+        jobs: &[NewJob],
+        runs: &[NewRun],
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<Bells, LedgerError> {
+        Desk::release(&*self.ledger, event, jobs, runs, by, now).await
+    }
+}
+
+#[async_trait]
+impl Books for Faulty {
+    async fn event(&self, id: EventId) -> Result<Option<EventView>, LedgerError> {
+        self.ledger.event(id).await
+    }
+    async fn body(&self, id: EventId) -> Result<Option<StoredBody>, LedgerError> {
+        self.ledger.body(id).await
+    }
+    async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError> {
+        self.ledger.events(limit).await
+    }
+    async fn job(&self, id: JobId) -> Result<Option<JobView>, LedgerError> {
+        self.ledger.job(id).await
+    }
+    async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError> {
+        self.ledger.jobs(filter).await
+    }
+    async fn run(&self, id: RunId) -> Result<Option<RunView>, LedgerError> {
+        self.ledger.run(id).await
+    }
+    async fn runs(&self, limit: u32) -> Result<Vec<RunView>, LedgerError> {
+        self.ledger.runs(limit).await
+    }
+    async fn queues(&self) -> Result<Vec<QueueView>, LedgerError> {
+        self.ledger.queues().await
+    }
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError> {
+        self.ledger.audit(limit).await
+    }
+}

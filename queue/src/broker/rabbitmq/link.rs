@@ -1,0 +1,179 @@
+//! A connection that comes back by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::{DEADLINE, Fault, within};
+use crate::broker::BrokerError;
+use crate::retry::Pauses;
+
+/// A peer that is silent for twice as long is gone. The broker's own default of a minute is too long to notice.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// The pauses between tries to connect: short at first, for a restart takes seconds.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a connection is looked at that says nothing.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A supervised connection. Cheap to clone; ends with [`Link::close`].
+#[derive(Clone)]
+pub(super) struct Link {
+    live: watch::Receiver<Option<Live>>,
+    stop: CancellationToken,
+    supervisor: TaskTracker,
+}
+
+/// One connection, from its making to its end.
+#[derive(Clone)]
+pub(super) struct Live {
+    connection: Arc<Connection>,
+    broken: CancellationToken,
+}
+
+impl Link {
+    /// Connects, within the deadline, and supervises the connection from then on.
+    pub(super) async fn connect(url: &str) -> Result<Self, BrokerError> {
+        let uri = parse(url)?;
+        let first = dial(&uri).await.map_err(|fault| unavailable(&uri, &fault))?;
+        let (tell, live) = watch::channel(Some(first));
+        let (stop, supervisor) = (CancellationToken::new(), TaskTracker::new());
+        supervisor.spawn(supervise(uri, tell, stop.clone()));
+        supervisor.close();
+        Ok(Self { live, stop, supervisor })
+    }
+
+    /// The connection, if there is one now.
+    pub(super) fn live(&self) -> Option<Live> {
+        self.live.borrow().clone().filter(Live::is_up)
+    }
+
+    /// Waits for a connection; for ever, once the link is closed.
+    pub(super) async fn up(&self) -> Live {
+        let mut live = self.live.clone();
+        let found =
+            live.wait_for(|live| live.as_ref().is_some_and(Live::is_up)).await.ok().and_then(|live| live.clone());
+        match found {
+            Some(live) => live,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether it is connected, and the broker takes what we send.
+    pub(super) fn is_up(&self) -> bool {
+        self.live().is_some_and(|live| !live.connection.status().blocked())
+    }
+
+    /// Closes the connection, which gives back what is held, and makes no other.
+    pub(super) async fn close(&self) {
+        self.stop.cancel();
+        self.supervisor.wait().await;
+    }
+}
+
+impl Live {
+    /// A new channel. It is closed when its last handle is dropped.
+    pub(super) async fn channel(&self) -> Result<Channel, Fault> {
+        within("open a channel", self.connection.create_channel()).await
+    }
+
+    /// Has the supervisor drop this connection and make another.
+    pub(super) fn give_up(&self) {
+        self.broken.cancel();
+    }
+
+    /// Whether both are the same connection.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.connection, &other.connection)
+    }
+
+    fn is_up(&self) -> bool {
+        !self.broken.is_cancelled() && self.connection.status().connected()
+    }
+
+    /// Waits until it is broken.
+    async fn ended(&self) {
+        let mut events = std::pin::pin!(self.connection.events_listener());
+        let mut look = tokio::time::interval(LOOK);
+        while self.is_up() {
+            // Events tell at once, but not of every end, and errors of a channel are among them: only the status counts.
+            tokio::select! {
+                () = self.broken.cancelled() => {}
+                Some(_) = events.next() => {}
+                _ = look.tick() => {}
+            }
+        }
+        self.broken.cancel();
+    }
+
+    /// Says goodbye. Nothing depends on the answer: the broker notices a closed socket as well.
+    async fn hang_up(self) {
+        if self.connection.status().connected() {
+            let _no_answer = tokio::time::timeout(DEADLINE, self.connection.close(200, "bye".into())).await;
+        }
+    }
+}
+
+async fn supervise(uri: AMQPUri, tell: watch::Sender<Option<Live>>, stop: CancellationToken) {
+    let mut pauses = Pauses::endless(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let live = tell.borrow().clone();
+        if let Some(live) = live {
+            let since = Instant::now();
+            tokio::select! {
+                () = live.ended() => warn!(host = uri.authority.host, "lost the connection to the broker"),
+                () = stop.cancelled() => return live.hang_up().await,
+            }
+            tell.send_replace(None);
+            tokio::spawn(live.hang_up());
+            // One that breaks at once counts as a failed try.
+            if since.elapsed() > LONGEST_PAUSE {
+                pauses.reset(u32::MAX);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pauses.next_pause().unwrap_or(LONGEST_PAUSE)) => {}
+            () = stop.cancelled() => return,
+        }
+        match dial(&uri).await {
+            Ok(live) => {
+                info!(host = uri.authority.host, "connected to the broker again");
+                tell.send_replace(Some(live));
+            }
+            Err(fault) => {
+                warn!(host = uri.authority.host, error = fault.text, "cannot connect to the broker; trying again")
+            }
+        }
+    }
+}
+
+async fn dial(uri: &AMQPUri) -> Result<Live, Fault> {
+    let properties = ConnectionProperties::default().with_connection_name("nightporter".into());
+    let connection = within("connect", Connection::connect_uri(uri.clone(), properties)).await?;
+    Ok(Live { connection: Arc::new(connection), broken: CancellationToken::new() })
+}
+
+fn parse(url: &str) -> Result<AMQPUri, BrokerError> {
+    // Its own message is left out: it may quote the address, and that holds a password.
+    let mut uri: AMQPUri = url.parse().map_err(|_| {
+        BrokerError::Unavailable("its address is not of the form amqp://user:password@host:5672/%2f".into())
+    })?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    Ok(uri)
+}
+
+fn unavailable(uri: &AMQPUri, fault: &Fault) -> BrokerError {
+    let authority = &uri.authority;
+    BrokerError::Unavailable(format!(
+        "{} at {}:{}, as user {}; is it running, and is the address in `queue.broker` right?",
+        fault.text, authority.host, authority.port, authority.userinfo.username
+    ))
+}

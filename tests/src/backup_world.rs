@@ -1,0 +1,135 @@
+//! A worker with an embedded ledger, for tests of what jobs do to databases and stores.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use queue::{Queue, QueueConfig};
+use schemas::api::JobView;
+use schemas::{JobId, JobState};
+use secrets::{Resolver, SecretText};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use worker::databases::DatabaseConfig;
+use worker::stores::StoreConfig;
+use worker::{Registry, Worker, WorkerConfig, World, WorldConfig};
+
+/// Longer than anything here takes; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// A worker and its queue.
+pub struct BackupWorld {
+    /// The queue.
+    pub queue: Queue,
+    /// Where the ledger lies.
+    pub folder: TempDir,
+    config: WorldConfig,
+    registry: Arc<Registry>,
+    worker: Option<(CancellationToken, JoinHandle<()>)>,
+    upkeep: (CancellationToken, JoinHandle<()>),
+}
+
+impl BackupWorld {
+    /// A world with the given databases and stores, by name and address, and a worker that runs.
+    pub async fn with(databases: &[(&str, &str)], stores: &[(&str, &str)]) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let ledger = format!("sqlite:{}", folder.path().join("ledger.db").display());
+        let queue = Queue::open(&QueueConfig::new(ledger, "in-process")).await.expect("a queue");
+        let stop = CancellationToken::new();
+        let (keeper, stopped) = (queue.clone(), stop.clone());
+        let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
+        let config = config(databases, stores);
+        let registry = Arc::new(worker::jobs::registry());
+        let mut world = Self { queue, folder, config, registry, worker: None, upkeep };
+        world.start_worker();
+        world
+    }
+
+    /// Starts a worker; there is none.
+    pub fn start_worker(&mut self) {
+        let world = World::new(self.config.clone(), Arc::new(Resolver::default()), http());
+        // A worker that is stopped here gives its jobs back at once, like one that is killed.
+        let config = WorkerConfig { grace: Duration::ZERO, ..WorkerConfig::default() };
+        let worker = Worker::new(self.queue.clone(), Arc::clone(&self.registry), Arc::new(world), config);
+        let stop = CancellationToken::new();
+        self.worker = Some((stop.clone(), tokio::spawn(worker.run(stop))));
+    }
+
+    /// Stops the worker in the middle of what it does.
+    pub async fn stop_worker(&mut self) {
+        if let Some((stop, running)) = self.worker.take() {
+            stop.cancel();
+            running.await.expect("the worker ends");
+        }
+    }
+
+    /// Stores a job.
+    pub async fn enqueue(&self, kind: &str, args: &Value) -> JobId {
+        let catalog = self.registry.catalog(self.config.names());
+        let job = catalog.job(kind, args, self.queue.clock().now()).expect("a right job");
+        self.queue.enqueue(job).await.expect("it is stored").id()
+    }
+
+    /// Waits until a job is in one of these states.
+    pub async fn wait_for(&self, job: JobId, states: &[JobState]) -> JobView {
+        let look = async {
+            loop {
+                let view = self.queue.ledger().job(job).await.expect("the ledger answers").expect("the job is there");
+                if states.contains(&view.state) {
+                    return view;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let Ok(view) = tokio::time::timeout(PATIENCE, look).await else {
+            panic!("not {states:?}: {:?}", self.queue.ledger().job(job).await)
+        };
+        view
+    }
+
+    /// Stores a job and waits until it has completed; its output.
+    pub async fn complete(&self, kind: &str, args: &Value) -> Value {
+        let job = self.enqueue(kind, args).await;
+        self.completed(job).await
+    }
+
+    /// Waits until a job has completed; its output.
+    pub async fn completed(&self, job: JobId) -> Value {
+        let ends = [JobState::Completed, JobState::Discarded, JobState::Cancelled, JobState::Retryable];
+        let view = self.wait_for(job, &ends).await;
+        assert_eq!(view.state, JobState::Completed, "{:?}", view.reason);
+        view.output.unwrap_or_default()
+    }
+
+    /// Ends what runs.
+    pub async fn close(mut self) {
+        self.stop_worker().await;
+        self.upkeep.0.cancel();
+        self.upkeep.1.await.expect("the upkeep ends");
+    }
+}
+
+/// The HTTP client that jobs use.
+pub fn http() -> reqwest::Client {
+    worker::world::http_client()
+}
+
+/// A store's configuration, with the credentials of the test servers.
+pub fn store_config(url: &str) -> StoreConfig {
+    let credentials = SecretText::parse(crate::s3::CREDENTIALS).expect("a text");
+    StoreConfig { url: url.to_owned(), credentials: Some(credentials) }
+}
+
+/// A database's configuration.
+pub fn database_config(url: &str) -> DatabaseConfig {
+    DatabaseConfig { url: SecretText::parse(url).expect("a text"), environment: None, migrations: None }
+}
+
+fn config(databases: &[(&str, &str)], stores: &[(&str, &str)]) -> WorldConfig {
+    let databases: BTreeMap<_, _> =
+        databases.iter().map(|(name, url)| ((*name).to_owned(), database_config(url))).collect();
+    let stores = stores.iter().map(|(name, url)| ((*name).to_owned(), store_config(url))).collect();
+    WorldConfig { databases, stores, ..WorldConfig::default() }
+}

@@ -1,0 +1,96 @@
+//! A RabbitMQ node of a test's own, for tests that kill it.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A loaded machine takes its time to start one.
+const START_WITHIN: Duration = Duration::from_secs(120);
+
+/// A running, or killed, node. Ends with the test, however that ends.
+pub struct RabbitNode {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl RabbitNode {
+    /// Starts a node and waits until it takes connections.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut node = Self { dir, port: three_free_ports(), child: None };
+        node.start_again().await;
+        node
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// Starts it again, with the data that it had.
+    pub async fn start_again(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join("log.txt")).expect("a log file");
+        let child = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/servers/rabbitmq"))
+            .arg(self.dir.path())
+            .arg(self.port.to_string())
+            .stdin(Stdio::piped()) // held open: the node ends with it
+            .stdout(log.try_clone().expect("the log file"))
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("tests/servers/rabbitmq");
+        self.child = Some(child);
+        let deadline = Instant::now() + START_WITHIN;
+        while !self.answers().await {
+            let log = || std::fs::read_to_string(self.dir.path().join("log.txt")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "RabbitMQ did not start; its log:\n{}", log());
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Kills it, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let group = format!("-{}", child.id());
+            let killed = Command::new("bash").args(["-c", "kill -KILL -- \"$0\"", &group]).status();
+            assert!(killed.is_ok_and(|status| status.success()), "RabbitMQ could not be killed");
+            child.wait().expect("the killed node");
+        }
+    }
+
+    /// Whether it answers the protocol's greeting.
+    async fn answers(&self) -> bool {
+        let greet = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+            stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+            stream.read_u8().await
+        };
+        matches!(timeout(Duration::from_secs(5), greet).await, Ok(Ok(_)))
+    }
+}
+
+impl Drop for RabbitNode {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The first of three free ports in a row, outside of those that the system and `tests/run` give out.
+fn three_free_ports() -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let candidates = std::iter::repeat_with(|| 12_000 + u16::from_be_bytes(random_bytes()) % 2_600 * 3);
+    let mut found = candidates.take(1_000).filter(|first| (*first..first + 3).all(free));
+    found.next().expect("three free ports")
+}
+
+fn random_bytes() -> [u8; 2] {
+    let bytes = uuid::Uuid::new_v4().into_bytes();
+    [bytes[0], bytes[1]]
+}

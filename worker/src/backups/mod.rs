@@ -1,0 +1,115 @@
+//! Backups: a manifest in a store, and the data it names.
+//!
+//! The manifest alone makes a backup exist. It is written last, if absent, when everything about the data was right;
+//! lists, restores and retention read manifests only. All of this works without the ledger.
+
+pub(crate) mod manifest;
+pub(crate) mod packing;
+mod sweep;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::databases::Database;
+use crate::handler::{Failure, OrFail};
+use crate::stores::{ObjectInfo, Store, read_small};
+
+pub use manifest::{Data, Manifest, VERSION};
+pub use packing::{Measure, Packed, Packing, Unpacked, unpack};
+pub use sweep::{Swept, sweep_orphans, sweep_rivals};
+
+/// No manifest is larger.
+const LARGEST_MANIFEST: u64 = 1024 * 1024;
+/// How a manifest's key ends.
+const MANIFEST: &str = ".manifest.json";
+
+/// A backup that exists.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    /// The manifest's key in its store: the backup's name.
+    pub key: String,
+    /// What it says.
+    pub manifest: Manifest,
+}
+
+/// What lies in a store.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The backups, the oldest first.
+    pub backups: Vec<Backup>,
+    /// Manifests that cannot be read, or whose data is missing or cut, each with the reason.
+    pub broken: Vec<(String, String)>,
+}
+
+/// All backups in a store, or those of one database.
+pub async fn list(store: &dyn Store, database: Option<&str>) -> Result<Listing, Failure> {
+    let prefix = database.map(|name| format!("{name}/")).unwrap_or_default();
+    let objects = store.list(&prefix).await?;
+    let sizes: BTreeMap<&str, u64> = objects.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
+    let mut listing = Listing::default();
+    for key in manifests(&objects) {
+        // None: deleted meanwhile.
+        let Some(text) = read_small(store, key, LARGEST_MANIFEST).await? else { continue };
+        match Manifest::parse(&text).and_then(|manifest| manifest.sized_as(&sizes)) {
+            Ok(manifest) => listing.backups.push(Backup { key: key.to_owned(), manifest }),
+            Err(reason) => listing.broken.push((key.to_owned(), reason)),
+        }
+    }
+    listing.backups.sort_by(|a, b| (a.manifest.started_at, &a.key).cmp(&(b.manifest.started_at, &b.key)));
+    Ok(listing)
+}
+
+/// The backup of that name; none where there is no such manifest.
+pub async fn find(store: &dyn Store, key: &str) -> Result<Option<Backup>, Failure> {
+    let Some(text) = read_small(store, key, LARGEST_MANIFEST).await? else { return Ok(None) };
+    let manifest = Manifest::parse(&text).map_err(|reason| Failure::Discard(anyhow::anyhow!("{key}: {reason}")))?;
+    Ok(Some(Backup { key: key.to_owned(), manifest }))
+}
+
+/// The newest backup of a database. Fails rather than to pass silently over a newer one that cannot be read.
+pub async fn latest(store: &dyn Store, database: &str) -> Result<Backup, Failure> {
+    let listing = list(store, Some(database)).await?;
+    let newest = listing.backups.into_iter().next_back();
+    let mut passed_over =
+        listing.broken.into_iter().filter(|(key, _)| newest.as_ref().is_none_or(|newest| *key > newest.key));
+    if let Some((key, reason)) = passed_over.next_back() {
+        return Err(Failure::Discard(anyhow::anyhow!(
+            "the latest backup {key} cannot be used ({reason}); name an older one to restore that"
+        )));
+    }
+    newest.ok_or_else(|| Failure::Discard(anyhow::anyhow!("there is no backup of `{database}` in this store")))
+}
+
+/// Writes the manifest unless one is there; the one that is there then.
+pub async fn publish(store: &dyn Store, backup: Backup) -> Result<Backup, Failure> {
+    let text = serde_json::to_vec_pretty(&backup.manifest).or_discard("writing the manifest")?;
+    match store.put_if_absent(&backup.key, Bytes::from(text)).await? {
+        crate::stores::Put::Written => Ok(backup),
+        crate::stores::Put::AlreadyThere => find(store, &backup.key)
+            .await?
+            .ok_or_else(|| Failure::retry(anyhow::anyhow!("the manifest {} was there and is gone", backup.key))),
+    }
+}
+
+/// Reads a backup's data back from its first byte to its last: the stored bytes' digest, every frame of the
+/// compression, the dump's digest, and the dump itself as a restore reads it.
+pub async fn verify(store: &dyn Store, database: &dyn Database, data: &Data) -> Result<(), Failure> {
+    let unpacked = open(store, data).await?;
+    let (reader, verdict) = (unpacked.reader, unpacked.verdict);
+    database.read_through(Box::new(reader)).await?;
+    // Not "nothing was wrong" but "all was seen and right".
+    verdict.await.or_retry("the backup was not read to its end")?.map_err(Failure::Discard)
+}
+
+/// The dump of a backup, checked while it is read.
+pub async fn open(store: &dyn Store, data: &Data) -> Result<Unpacked, Failure> {
+    let Some(body) = store.get(&data.key).await? else {
+        return Err(Failure::Discard(anyhow::anyhow!("the backup's data {} is missing", data.key)));
+    };
+    Ok(unpack(body, data.plain.clone(), data.stored.clone()))
+}
+
+fn manifests(objects: &[ObjectInfo]) -> impl Iterator<Item = &str> {
+    objects.iter().map(|object| object.key.as_str()).filter(|key| key.ends_with(MANIFEST))
+}

@@ -1,0 +1,77 @@
+//! Sweeping: what attempts that failed, were killed or lost leave in a store. Never what a manifest names.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use schemas::Timestamp;
+
+use super::manifest::stem_of_data;
+use super::{Backup, MANIFEST, manifests};
+use crate::handler::Failure;
+use crate::stores::Store;
+
+/// Data without a manifest, and parts of an upload, belong to nobody when they are older than this: an attempt ends after
+/// a day. (S3 dates large objects by the beginning of their upload.)
+const ORPHANED: Duration = Duration::from_hours(26);
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Objects.
+    pub objects: u64,
+    /// Unfinished uploads.
+    pub uploads: u64,
+}
+
+/// Removes what other attempts of a backup's job have uploaded, now that its manifest, which alone counts, is written.
+/// Not before: an attempt that seemed dead might still write a manifest that names its data.
+pub async fn sweep_rivals(store: &dyn Store, backup: &Backup, now: Timestamp) -> Result<Swept, Failure> {
+    let Some(stem) = backup.key.strip_suffix(MANIFEST) else { return Ok(Swept::default()) };
+    let all = store.list(&format!("{stem}.")).await?;
+    let rivals = all.into_iter().map(|object| object.key);
+    let rivals: Vec<String> =
+        rivals.filter(|key| stem_of_data(key) == Some(stem) && *key != backup.manifest.data.key).collect();
+    store.delete(&rivals).await?;
+    let uploads = store.sweep_uploads(&format!("{stem}."), Duration::ZERO, now).await?;
+    Ok(Swept { objects: rivals.len() as u64, uploads })
+}
+
+/// Removes a database's data that never got a manifest, and uploads that never ended, if they are old enough to belong
+/// to nobody.
+pub async fn sweep_orphans(store: &dyn Store, database: &str, now: Timestamp) -> Result<Swept, Failure> {
+    let prefix = format!("{database}/");
+    let objects = store.list(&prefix).await?;
+    let whole: BTreeSet<&str> = manifests(&objects).filter_map(|key| key.strip_suffix(MANIFEST)).collect();
+    let old = objects.iter().filter(|object| (now - object.modified).to_std().unwrap_or_default() >= ORPHANED);
+    let orphans = old.filter(|object| stem_of_data(&object.key).is_some_and(|stem| !whole.contains(stem)));
+    let orphans: Vec<String> = orphans.map(|object| object.key.clone()).collect();
+    store.delete(&orphans).await?;
+    let uploads = store.sweep_uploads(&prefix, ORPHANED, now).await?;
+    Ok(Swept { objects: orphans.len() as u64, uploads })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::stores::Directory;
+
+    #[tokio::test]
+    async fn only_data_that_is_old_and_has_no_manifest_is_an_orphan() {
+        let folder = tempfile::tempdir().unwrap();
+        let Ok(store) = Directory::new(folder.path().to_str().unwrap()) else { panic!("refused") };
+        for key in ["a/2026/11/x.1.dump.zst", "a/2026/11/y.1.dump.zst", "a/2026/11/y.manifest.json", "ab/z.1.dump.zst"]
+        {
+            assert!(store.put_if_absent(key, Bytes::from_static(b"x")).await.is_ok());
+        }
+        let written = chrono::DateTime::from(std::time::SystemTime::now());
+        let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_hours(20)).await else { panic!() };
+        assert_eq!(swept, Swept::default());
+        let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_hours(30)).await else { panic!() };
+        assert_eq!(swept.objects, 1);
+        let Ok(left) = store.list("").await else { panic!() };
+        let left: Vec<String> = left.into_iter().map(|object| object.key).collect();
+        assert_eq!(left, ["a/2026/11/y.1.dump.zst", "a/2026/11/y.manifest.json", "ab/z.1.dump.zst"]);
+    }
+}

@@ -1,0 +1,317 @@
+//! PostgreSQL, by its own programs: `pg_dump` and `pg_restore` in the version that suits the server.
+//!
+//! The password goes to them through the environment, never through arguments, which everyone on the machine can read.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::ChildStdout;
+use url::Url;
+
+use super::pooler::pooled;
+use super::program::{Program, suited};
+use super::{Database, Dump, DumpFacts, Tool};
+use crate::handler::{Failure, OrFail};
+use crate::migrations::History;
+
+/// Connecting and each short statement must be done within this.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Making or dropping a database, which waits for a checkpoint.
+const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
+/// A dump that says nothing for so long is stuck: `pg_dump` waits without end for a lock, or for a dead server.
+const SILENCE: Duration = Duration::from_hours(1);
+/// Bytes of a dump are handed on in pieces of this size.
+const PIECE: usize = 256 * 1024;
+
+/// A PostgreSQL database.
+pub(super) struct Postgres {
+    url: Url,
+    options: PgConnectOptions,
+}
+
+struct PgDump {
+    program: Program,
+    output: ChildStdout,
+    facts: DumpFacts,
+    estimate: u64,
+}
+
+impl Postgres {
+    pub(super) fn new(name: &str, address: &str) -> Result<Self, Failure> {
+        // The parser's own words may quote the address, and the password with it.
+        let wrong = || Failure::Discard(anyhow::anyhow!("the address of the database `{name}` is not a URL"));
+        let url = Url::parse(address).map_err(|_| wrong())?;
+        if let Some(reason) = pooled(&url) {
+            return Err(Failure::Discard(anyhow::anyhow!("the address of the database `{name}` is refused: {reason}")));
+        }
+        let options = PgConnectOptions::from_str(address).map_err(|_| wrong())?;
+        Ok(Self { url, options: options.application_name("nightporter").disable_statement_logging() })
+    }
+
+    async fn connect(&self) -> Result<PgConnection, Failure> {
+        let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(&self.options)).await;
+        connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+    }
+
+    async fn server(&self, connection: &mut PgConnection) -> Result<(u32, String, u64), Failure> {
+        let asked = sqlx::query_as(
+            "SELECT current_setting('server_version_num')::int4, current_setting('server_version'), pg_database_size(current_database())",
+        );
+        let (number, version, size): (i32, String, i64) = within(asked.fetch_one(connection)).await?;
+        Ok((number.cast_unsigned() / 10_000, version, size.cast_unsigned()))
+    }
+
+    /// What the programs are told through the environment; `database` replaces the address' own.
+    fn environment(&self, database: Option<&str>) -> Vec<(String, String)> {
+        let mut variables = vec![
+            ("PGHOST".to_owned(), self.host()),
+            ("PGPORT".to_owned(), self.options.get_port().to_string()),
+            ("PGUSER".to_owned(), self.options.get_username().to_owned()),
+            ("PGDATABASE".to_owned(), database.unwrap_or_else(|| self.database()).to_owned()),
+            ("PGAPPNAME".to_owned(), "nightporter".to_owned()),
+            ("PGCONNECT_TIMEOUT".to_owned(), "30".to_owned()),
+        ];
+        variables.extend(self.password().map(|password| ("PGPASSWORD".to_owned(), password)));
+        for (key, value) in self.url.query_pairs() {
+            let variable = match &*key {
+                "sslmode" => "PGSSLMODE",
+                "sslrootcert" => "PGSSLROOTCERT",
+                "sslcert" => "PGSSLCERT",
+                "sslkey" => "PGSSLKEY",
+                "channel_binding" => "PGCHANNELBINDING",
+                "options" => "PGOPTIONS",
+                _ => continue,
+            };
+            variables.push((variable.to_owned(), value.into_owned()));
+        }
+        variables
+    }
+
+    fn host(&self) -> String {
+        let socket = self.options.get_socket().map(|path| path.display().to_string());
+        socket.unwrap_or_else(|| self.options.get_host().trim_matches(['[', ']']).to_owned())
+    }
+
+    fn database(&self) -> &str {
+        self.options.get_database().unwrap_or_else(|| self.options.get_username())
+    }
+
+    fn password(&self) -> Option<String> {
+        let decoded = percent_encoding::percent_decode_str(self.url.password()?).decode_utf8_lossy();
+        Some(decoded.into_owned())
+    }
+
+    async fn start(
+        &self,
+        name: &'static str,
+        arguments: &[&str],
+        major: u32,
+        database: Option<&str>,
+    ) -> Result<(Program, String), Failure> {
+        let installed = suited(name, major).await?;
+        let environment = self.environment(database);
+        let program = Program::start(name, &installed.path, arguments, &environment, self.password())?;
+        Ok((program, installed.version))
+    }
+}
+
+#[async_trait]
+impl Database for Postgres {
+    async fn dump(&self, _tag: &str) -> Result<Box<dyn Dump>, Failure> {
+        let mut connection = self.connect().await?;
+        let (major, server_version, estimate) = self.server(&mut connection).await?;
+        drop(connection);
+        // It reads the backup through at the end: better missed now than then.
+        suited("pg_restore", major).await?;
+        // Compression is left to us (-Z0): pg_dump's own is a third as fast.
+        let arguments = ["--format=custom", "--compress=0", "--no-owner", "--no-privileges", "--no-password"];
+        let (mut program, made_with) = self.start("pg_dump", &arguments, major, None).await?;
+        let output = program.take_output()?;
+        let facts = DumpFacts {
+            engine: "postgresql".to_owned(),
+            server_version,
+            format: "pg_dump custom".to_owned(),
+            made_with,
+            warnings: Vec::new(),
+        };
+        Ok(Box::new(PgDump { program, output, facts, estimate }))
+    }
+
+    async fn read_through(&self, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure> {
+        // No server is needed for it, so the version is that of the program which made the dump, or newer.
+        let mut connection = self.connect().await?;
+        let (major, ..) = self.server(&mut connection).await?;
+        drop(connection);
+        let installed = suited("pg_restore", major).await?;
+        let arguments = ["--file=/dev/null", "--exit-on-error"];
+        let mut program = Program::start("pg_restore", &installed.path, &arguments, &[], None)?;
+        program.feed(dump).await?;
+        program.end_well().await.map_err(|failure| failure.context("reading the backup through"))?;
+        Ok(())
+    }
+
+    async fn restore(&self, new_name: &str, tag: &str, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure> {
+        let mut connection = self.connect().await?;
+        let mark = format!("restored by nightporter, job {tag}");
+        match self.mark_of(&mut connection, new_name).await? {
+            Some(found) if found == mark => return Ok(()), // An earlier attempt did it and could not say so.
+            Some(_) => {
+                return Err(Failure::Discard(anyhow::anyhow!(
+                    "a database named `{new_name}` exists; a restore only fills a new one: choose another name"
+                )));
+            }
+            None => {}
+        }
+        // It gets its name when it is whole. What an earlier attempt of this job left unfinished is dropped.
+        let unfinished = format!("nightporter_{}", tag.replace('-', ""));
+        drop_database(&mut connection, &unfinished).await?;
+        let filled = self.fill(&mut connection, &unfinished, dump).await;
+        let settled = match filled {
+            Ok(()) => settle(&mut connection, &unfinished, new_name, &mark).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = settled {
+            // The connection may have died of the same cause.
+            let dropped = match self.connect().await {
+                Ok(mut connection) => drop_database(&mut connection, &unfinished).await,
+                Err(failure) => Err(failure),
+            };
+            return Err(match dropped {
+                Ok(()) => failure,
+                Err(_) => failure.context(format!("the unfinished database `{unfinished}` could not be dropped")),
+            });
+        }
+        Ok(())
+    }
+
+    async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
+        crate::migrations::open_postgres(&self.url, tool).await
+    }
+}
+
+impl Postgres {
+    /// The comment on a database of that name, empty where it has none; none where there is no such database.
+    async fn mark_of(&self, connection: &mut PgConnection, name: &str) -> Result<Option<String>, Failure> {
+        let asked = sqlx::query_scalar::<_, String>(
+            "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = $1",
+        );
+        within(asked.bind(name).fetch_optional(connection)).await
+    }
+
+    async fn fill(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        dump: Box<dyn AsyncRead + Send + Unpin>,
+    ) -> Result<(), Failure> {
+        let (major, ..) = self.server(connection).await?;
+        // With the encoding and the locale of the database that we are connected to: a dump does not carry them.
+        let like: (String, String, String) = within(
+            sqlx::query_as(
+                "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database
+                 WHERE datname = current_database()",
+            )
+            .fetch_one(&mut *connection),
+        )
+        .await?;
+        let create = format!(
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+            identifier(name),
+            literal(&like.0),
+            literal(&like.1),
+            literal(&like.2)
+        );
+        execute(connection, create).await.map_err(|failure| failure.context("making the new database"))?;
+        let to = format!("--dbname={name}"); // A name of our own making, no secret.
+        let arguments =
+            [&to, "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-password"];
+        let (mut program, _) = self.start("pg_restore", &arguments, major, Some(name)).await?;
+        program.feed(dump).await?;
+        program.end_well().await?;
+        Ok(())
+    }
+}
+
+async fn settle(connection: &mut PgConnection, unfinished: &str, name: &str, mark: &str) -> Result<(), Failure> {
+    execute(connection, format!("COMMENT ON DATABASE {} IS {}", identifier(unfinished), literal(mark))).await?;
+    execute(connection, format!("ALTER DATABASE {} RENAME TO {}", identifier(unfinished), identifier(name))).await
+}
+
+async fn drop_database(connection: &mut PgConnection, name: &str) -> Result<(), Failure> {
+    // A session of an attempt that was killed may linger in it.
+    let end = sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1").bind(name);
+    within(end.execute(&mut *connection)).await?;
+    execute(connection, format!("DROP DATABASE IF EXISTS {}", identifier(name))).await
+}
+
+async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), Failure> {
+    let done = tokio::time::timeout(DATABASE_DEADLINE, sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await;
+    done.or_retry("the database did not answer")?.or_retry("changing the server's databases")?;
+    Ok(())
+}
+
+async fn within<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Failure> {
+    tokio::time::timeout(DEADLINE, asked).await.or_retry("the database did not answer")?.or_retry("asking the database")
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[async_trait]
+impl Dump for PgDump {
+    fn estimate(&self) -> u64 {
+        self.estimate
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        let mut piece = BytesMut::with_capacity(PIECE);
+        let read = tokio::time::timeout(SILENCE, self.output.read_buf(&mut piece)).await;
+        let read = read.or_retry("pg_dump said nothing for an hour")?.or_retry("reading from pg_dump")?;
+        Ok((read > 0).then(|| piece.freeze()))
+    }
+
+    async fn finish(self: Box<Self>) -> Result<DumpFacts, Failure> {
+        let warnings = self.program.end_well().await?;
+        Ok(DumpFacts { warnings, ..self.facts })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_are_told_by_environment_what_the_address_says() {
+        let database = Postgres::new("main", "postgres://app:p%40ss@db.example.com:5433/shop?sslmode=require");
+        let Ok(database) = database else { panic!("refused") };
+        let told = database.environment(None);
+        let of = |name: &str| told.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str());
+        assert_eq!(of("PGHOST"), Some("db.example.com"));
+        assert_eq!(of("PGPORT"), Some("5433"));
+        assert_eq!(of("PGUSER"), Some("app"));
+        assert_eq!(of("PGPASSWORD"), Some("p@ss"));
+        assert_eq!(of("PGDATABASE"), Some("shop"));
+        assert_eq!(of("PGSSLMODE"), Some("require"));
+    }
+
+    #[test]
+    fn a_poolers_address_is_refused_without_showing_the_password() {
+        let refused = Postgres::new("main", "postgres://app:hunter2@ep-x-pooler.neon.tech/shop");
+        let Err(Failure::Discard(error)) = refused else { panic!("taken") };
+        let words = format!("{error:#}");
+        assert!(
+            words.contains("`main`") && words.contains("`ep-x.neon.tech`") && !words.contains("hunter2"),
+            "{words}"
+        );
+    }
+}
