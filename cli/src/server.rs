@@ -157,6 +157,7 @@ impl Running {
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),
             grace: config.worker.grace.0,
+            notice: rooms::notice(config),
             ..WorkerConfig::default()
         };
         let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);

@@ -94,7 +94,7 @@ run = { runbook = 'deploy' }
     );
     let ended = house.run(&["check"]).exits(2);
     insta::assert_snapshot!(ended.stdout);
-    assert_eq!(ended.stderr, "error: 19 errors in nightporter.toml\n");
+    assert_eq!(ended.stderr, "error: 18 errors in nightporter.toml\n");
     assert!(!ended.stdout.contains("hunter2"));
     let report = house.run(&["check", "--json"]).exits(2).json();
     assert_eq!(report["ok"], json!(false));
