@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    audit, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up, work,
+    audit, backups, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -81,6 +81,9 @@ pub(crate) enum Command {
     /// Queues: how much waits and runs.
     #[command(subcommand)]
     Queues(queues::Command),
+    /// Backups: what lies in the stores.
+    #[command(subcommand)]
+    Backups(backups::Command),
     /// The audit: who did what by hand, and why.
     #[command(subcommand)]
     Audit(audit::Command),

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use producer::{Door, DoorConfig, Spool, SpoolLimits};
-use queue::{Queue, QueueConfig};
+use queue::{NoticeOfDiscard, Queue, QueueConfig};
+use schemas::Catalog;
 use secrets::vaults::{AwsVault, Vault};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use uuid::Uuid;
@@ -33,7 +34,8 @@ pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Role
         return Err(Failure::usage("a SQLite ledger is one process's: a broker has nobody to tell")
             .help("leave `broker` out, or take `postgres://...` as the ledger"));
     }
-    let queue = Queue::open(&QueueConfig::new(ledger_text, broker_text)).await?;
+    let queue = QueueConfig { notice: notice(config), ..QueueConfig::new(ledger_text, broker_text) };
+    let queue = Queue::open(&queue).await?;
     Ok((queue, ledger_text.to_owned()))
 }
 
@@ -43,6 +45,12 @@ async fn resolve_address(address: &Address, resolver: &Resolver, key: &str) -> R
         (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,
         (None, None) => Err(Failure::usage(format!("[queue] {key} is empty"))),
     }
+}
+
+/// Who is told about discarded jobs.
+pub(crate) fn notice(config: &Config) -> Option<NoticeOfDiscard> {
+    let channel = config.defaults.on_failure.as_ref()?;
+    Some(worker::notice::on_discard(channel, Catalog::clone(&config.startable.catalog)))
 }
 
 /// The public door that is configured.

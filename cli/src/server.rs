@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
+use url::Url;
 use worker::{Worker, WorkerConfig, World};
 
 use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
@@ -56,6 +57,8 @@ impl Roles {
 struct Ready {
     /// The public door, where the process has one.
     server: Option<SocketAddr>,
+    /// Under which address senders reach it, where that is configured.
+    public_url: Option<Url>,
     /// The operators' address.
     operators: SocketAddr,
 }
@@ -65,8 +68,8 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
     let checked = Checked::file(config)?;
     let warnings = checked.lines(|finding| !Finding::is_error(finding));
     let config = checked.config()?;
-    let TelemetrySection { otlp, log } = config.telemetry.clone();
-    let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json })?;
+    let TelemetrySection { otlp, log, level } = config.telemetry.clone();
+    let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json, level })?;
     warnings.lines().for_each(|line| warn!("{line}"));
     let ended = run_roles(config, roles, ready_file).await;
     telemetry.shutdown(LAST_TRACES).await;
@@ -78,7 +81,11 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     // Bound first: an address that is taken is said before anything is opened.
     let front = if roles.serves { Some(Listener::bind(config.server.listen, "server").await?) } else { None };
     let house = Listener::bind(config.operators.listen, "operators").await?;
-    let ready = Ready { server: front.as_ref().map(Listener::address), operators: house.address() };
+    let ready = Ready {
+        server: front.as_ref().map(Listener::address),
+        public_url: config.server.public_url.clone(),
+        operators: house.address(),
+    };
     let resolver = rooms::resolver(&config).await;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
@@ -150,6 +157,7 @@ impl Running {
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),
             grace: config.worker.grace.0,
+            notice: rooms::notice(config),
             ..WorkerConfig::default()
         };
         let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);
@@ -160,6 +168,8 @@ impl Running {
     /// before the word takes the others with it: half a process looks alive.
     async fn until_stopped(mut self) -> Result<(), Failure> {
         let early = tokio::select! {
+            // The word to stop ends parts too: it is looked at first.
+            biased;
             () = self.stop.cancelled() => None,
             ended = self.parts.join_next() => Some(ended),
         };
@@ -182,15 +192,15 @@ impl Running {
 
 /// Says where the process listens and what to try next.
 fn announce(ready: &Ready, file: Option<&Path>) -> Result<(), Failure> {
+    let house = ready.operators;
     match ready.server {
-        Some(server) => info!(
-            server = %server,
-            operators = %ready.operators,
-            "listening: webhooks at http://{server}/webhooks/<source>, API at http://{}/api/v1; try `nightporter \
-             trigger <source> <type>`, `nightporter jobs list`",
-            ready.operators
-        ),
-        None => info!(operators = %ready.operators, "working; health at http://{}/readyz", ready.operators),
+        Some(server) => {
+            let outside = ready.public_url.as_ref().map_or_else(|| format!("http://{server}"), Url::to_string);
+            let outside = outside.trim_end_matches('/');
+            info!(%server, operators = %house, "listening: webhooks at {outside}/webhooks/<source>, API at http://{house}/api/v1");
+            info!("try `nightporter trigger <source> <type>`, then `nightporter events list`");
+        }
+        None => info!(operators = %house, "working; health at http://{house}/readyz"),
     }
     let Some(path) = file else { return Ok(()) };
     let text = crate::output::json(ready)?;

@@ -94,7 +94,7 @@ run = { runbook = 'deploy' }
     );
     let ended = house.run(&["check"]).exits(2);
     insta::assert_snapshot!(ended.stdout);
-    assert_eq!(ended.stderr, "error: 19 errors in nightporter.toml\n");
+    assert_eq!(ended.stderr, "error: 18 errors in nightporter.toml\n");
     assert!(!ended.stdout.contains("hunter2"));
     let report = house.run(&["check", "--json"]).exits(2).json();
     assert_eq!(report["ok"], json!(false));
@@ -117,14 +117,15 @@ fn a_right_configuration_passes_and_a_literal_secret_is_only_a_warning() {
 fn a_signed_sample_becomes_a_run_and_its_outcome_is_shown() {
     let house = house();
     let up = house.start("up");
-    let arguments = ["trigger", "vercel", "deployment.succeeded", "--json", "--url", &up.server()];
+    let server = up.server();
+    let arguments = ["trigger", "vercel", "deployment.succeeded", "--json", "--url", &server];
     let answer = house.run(&arguments).exits(0).json();
     assert_eq!(answer["jobs"].as_array().unwrap().len(), 2);
     let event = answer["event_id"].as_str().unwrap();
     let view = ask(&house, &up, &["events", "show", event, "--json"]).exits(0).json();
     assert_eq!(view["event"]["type"], "vercel.deployment.succeeded");
     assert_eq!(view["runs"].as_array().unwrap().len(), 1);
-    let preview = [&arguments[..3], &["--set", "payload.target=staging", "--json", "--url", &up.server()]].concat();
+    let preview = [&arguments[..3], &["--set", "payload.target=staging", "--json", "--url", &server]].concat();
     assert_eq!(house.run(&preview).exits(0).json()["jobs"], Value::Null);
     assert!(up.stop().success());
 }

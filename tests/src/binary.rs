@@ -123,7 +123,7 @@ impl Ended {
     }
 
     /// Checks the exit code.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, clippy::return_self_not_must_use)] // Often the code is all that is asked.
     pub fn exits(self, code: i32) -> Self {
         let Self { command, stdout, stderr, .. } = &self;
         assert_eq!(self.code, code, "`{command}`\nstdout: {stdout}\nstderr: {stderr}");

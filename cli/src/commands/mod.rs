@@ -1,6 +1,7 @@
 //! The commands, a file for each.
 
 pub(crate) mod audit;
+pub(crate) mod backups;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
@@ -35,6 +36,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Jobs(command) => jobs::run(command, global).await,
         Command::Runs(command) => runs::run(command, global).await,
         Command::Queues(command) => queues::run(command, global).await,
+        Command::Backups(command) => backups::run(command, global).await,
         Command::Audit(command) => audit::run(command, global).await,
         Command::Schemas(args) => schemas::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -9,6 +9,7 @@ use schemas::{Names, Problem, Runbook};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
+use worker::channels::ChannelConfig;
 use worker::world::{Connections, GithubConnection};
 
 use super::document::Document;
@@ -74,7 +75,7 @@ impl Reader<'_> {
         let world = WorldConfig {
             databases: self.named("databases"),
             stores: self.named("stores"),
-            channels: self.named("channels"),
+            channels: self.channels(),
             connections: Connections { github: self.github() },
         };
         let registry = worker::jobs::registry();
@@ -132,6 +133,16 @@ impl Reader<'_> {
     fn names(&self) -> Names {
         let names = |table| self.document.names(&[table]).into_iter().collect();
         Names { databases: names("databases"), stores: names("stores"), channels: names("channels") }
+    }
+
+    fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {
+        let channels: BTreeMap<String, ChannelConfig> = self.named("channels");
+        for (name, config) in &channels {
+            for problem in config.problems() {
+                self.problem(problem.within(name).within("channels"));
+            }
+        }
+        channels
     }
 
     fn github(&mut self) -> Option<GithubConnection> {
@@ -265,10 +276,11 @@ impl Reader<'_> {
 
     fn check_worker(&mut self, worker: Option<&WorkerSection>, registry: &worker::Registry) {
         let known = registry.queues();
-        for (name, permits) in worker.into_iter().flat_map(|worker| &worker.queues) {
+        let permits = |name: &str| worker.and_then(|worker| worker.queues.get(name));
+        for name in self.document.names(&["worker", "queues"]) {
             let problem = if !known.contains_key(name.as_str()) {
-                Problem::unknown("queue", name, known.keys().copied())
-            } else if *permits == 0 {
+                Problem::unknown("queue", &name, known.keys().copied())
+            } else if permits(&name) == Some(&0) {
                 Problem::new("a queue needs at least one permit")
             } else {
                 continue;

@@ -104,7 +104,7 @@ impl Story<'_> {
             (0, jobs) => format!("matched; {jobs} job"),
             (runs, _) => format!("matched; {runs} run of a runbook"),
         };
-        self.line("route", &made)?;
+        self.line("route", &format!("{} {made}", event.event.kind))?;
         Ok(event)
     }
 
@@ -164,7 +164,8 @@ impl Story<'_> {
             };
             if arrived.job == job {
                 self.line("team got", &format!("“{}” (signature verified)", arrived.title))?;
-                return arrived.text.lines().try_for_each(|line| self.line("", line));
+                let lines = arrived.text.lines().filter(|line| !line.is_empty());
+                return lines.map(|line| self.line("", line)).collect();
             }
         }
     }
