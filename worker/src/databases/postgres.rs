@@ -1,4 +1,4 @@
-//! PostgreSQL, by its own programs: `pg_dump` and `pg_restore` in the version that suits the server.
+//! `PostgreSQL`, by its own programs: `pg_dump` and `pg_restore` in the version that suits the server.
 //!
 //! The password goes to them through the environment, never through arguments, which everyone on the machine can read.
 
@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_hours(1);
 /// Bytes of a dump are handed on in pieces of this size.
 const PIECE: usize = 256 * 1024;
 
-/// A PostgreSQL database.
+/// A `PostgreSQL` database.
 pub(super) struct Postgres {
     url: Url,
     options: PgConnectOptions,

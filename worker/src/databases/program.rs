@@ -18,7 +18,7 @@ const LAST_BREATH: Duration = Duration::from_mins(5);
 /// A program must say its version within this.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 
-/// An installed PostgreSQL client program.
+/// An installed `PostgreSQL` client program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Installed {
     pub(super) path: PathBuf,

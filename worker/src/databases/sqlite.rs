@@ -1,4 +1,4 @@
-//! SQLite: a backup is a compacted copy of the file, made in one transaction and checked before it is sent.
+//! `SQLite`: a backup is a compacted copy of the file, made in one transaction and checked before it is sent.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const COPY_DEADLINE: Duration = Duration::from_hours(6);
 /// Bytes of a dump are handed on in pieces of this size.
 const PIECE: usize = 256 * 1024;
 
-/// A SQLite database.
+/// A `SQLite` database.
 pub(super) struct Sqlite {
     path: PathBuf,
 }
@@ -131,7 +131,7 @@ async fn open(path: &Path) -> Result<SqliteConnection, Failure> {
     options.disable_statement_logging().connect().await.or_retry("opening the SQLite database")
 }
 
-/// Makes a compacted copy in one read transaction; the version of SQLite that did it.
+/// Makes a compacted copy in one read transaction; the version of `SQLite` that did it.
 async fn copy_into(from: &Path, to: &Path) -> Result<String, Failure> {
     let mut connection = open(from).await?;
     let to = to.to_str().ok_or_else(|| Failure::discard(anyhow::anyhow!("the database's path is not text")))?;
@@ -146,7 +146,7 @@ async fn copy_into(from: &Path, to: &Path) -> Result<String, Failure> {
     Ok(version)
 }
 
-/// That SQLite finds nothing wrong with a file that nobody else uses.
+/// That `SQLite` finds nothing wrong with a file that nobody else uses.
 async fn check(path: &Path) -> Result<(), Failure> {
     let options = SqliteConnectOptions::new().filename(path).create_if_missing(false).immutable(true).read_only(true);
     let mut connection = options.disable_statement_logging().connect().await.or_retry("opening the copy")?;

@@ -1,7 +1,7 @@
 //! `restore`: makes a new database from a backup, which is checked against its manifest byte by byte on the way.
 //!
-//! Twice is safe: the database has its wanted name only when it is whole, and with it the job's mark (PostgreSQL) or the
-//! backup's very bytes (SQLite); an attempt that finds that has nothing to do, one that finds another database refuses.
+//! Twice is safe: the database has its wanted name only when it is whole, and with it the job's mark (`PostgreSQL`) or the
+//! backup's very bytes (`SQLite`); an attempt that finds that has nothing to do, one that finds another database refuses.
 //! Nothing is ever restored over a database. Retries what may pass; a damaged backup and a taken name stay refused.
 
 use std::time::Duration;
