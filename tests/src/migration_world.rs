@@ -27,8 +27,8 @@ pub const SOON: Patience = Patience {
 
 /// Waits that do not end while a test runs.
 pub const FOR_EVER: Patience = Patience {
-    tool_lock: Duration::from_secs(600),
-    statement_lock: Duration::from_secs(600),
+    tool_lock: Duration::from_mins(10),
+    statement_lock: Duration::from_mins(10),
     tries: 1000,
     longest_pause: Duration::from_millis(20),
 };

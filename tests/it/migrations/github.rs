@@ -66,14 +66,14 @@ async fn limits_and_outages_are_waited_out_as_github_asks() {
     let github = Github::default();
     let url = github.start().await;
     let commit = github.commit(&FILES);
-    let limits: [(StatusCode, &[(&'static str, &str)], Option<u64>); 4] = [
-        (StatusCode::TOO_MANY_REQUESTS, &[("retry-after", "7")], Some(7)),
-        (StatusCode::FORBIDDEN, &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "90")], Some(90)),
-        (StatusCode::FORBIDDEN, &[("retry-after", "3")], Some(3)),
-        (StatusCode::BAD_GATEWAY, &[], None),
+    let limits = [
+        (StatusCode::TOO_MANY_REQUESTS, vec![("retry-after", "7")], Some(7)),
+        (StatusCode::FORBIDDEN, vec![("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "90")], Some(90)),
+        (StatusCode::FORBIDDEN, vec![("retry-after", "3")], Some(3)),
+        (StatusCode::BAD_GATEWAY, Vec::new(), None),
     ];
     for (status, headers, seconds) in limits {
-        github.answer_first(status, headers);
+        github.answer_first(status, &headers);
         let failure = read(&url, TOKEN, &commit, "db/migrations").await.unwrap_err();
         let Failure::Retry { after, .. } = failure else { panic!("{}", words(&failure)) };
         assert_eq!(after, seconds.map(Duration::from_secs));
