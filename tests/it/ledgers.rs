@@ -54,6 +54,7 @@ on_every_engine![
     discarding_stores_its_notice_in_the_same_transaction,
     what_has_expired_is_pruned,
     odd_text_survives,
+    a_nul_in_a_text_wedges_nothing,
     queues_and_lists_tell_what_is_there,
 ];
 
@@ -505,6 +506,23 @@ async fn odd_text_survives(t: TestLedger) {
     t.finish(claimed.id, discarded(text)).await;
     let view = t.view(id).await;
     assert_eq!((view.args, view.reason.as_deref()), (args, Some(text)));
+}
+
+async fn a_nul_in_a_text_wedges_nothing(t: TestLedger) {
+    let mut delivery = t.delivery("d-\0", b"body");
+    delivery.event.subject = Some("refs/heads/\0".into());
+    delivery.jobs = vec![keyed(&t, "a\0b")];
+    let receipts = t.ledger.accept(&[delivery.clone(), t.delivery("d-2", b"2")], t.now()).await.unwrap();
+    assert!(receipts.iter().all(|receipt| !receipt.duplicate && receipt.jobs.len() == 1));
+    assert!(t.accept(&delivery).await.duplicate);
+    let again = t.ledger.enqueue(&[keyed(&t, "a\0b")], t.now()).await.unwrap();
+    assert_eq!(again, [Enqueued::Existing(delivery.jobs[0].id)]);
+    let attempt = t.claim_one().await.id;
+    t.ledger.start_step(attempt, "a\0b", t.now()).await.unwrap();
+    t.ledger.finish_step(attempt, "a\0b", None, t.now()).await.unwrap();
+    assert!(matches!(t.ledger.start_step(attempt, "a\0b", t.now()).await.unwrap(), StepState::Finished(None)));
+    assert!(t.finish(attempt, discarded("before\0after")).await);
+    assert!(t.view(attempt.job).await.reason.unwrap().starts_with("before"));
 }
 
 async fn queues_and_lists_tell_what_is_there(t: TestLedger) {

@@ -7,5 +7,6 @@ mod kills;
 mod ledgers;
 mod migrations;
 mod notifications;
+mod postgres_ledger;
 mod stores;
 mod work;

@@ -37,7 +37,12 @@ impl TestLedger {
 
     /// A `PostgreSQL` ledger in a database of its own.
     pub async fn postgres() -> Self {
-        Self::open(&crate::postgres::fresh_database().await, None).await
+        Self::postgres_at(&crate::postgres::fresh_database().await).await
+    }
+
+    /// A `PostgreSQL` ledger in the given database.
+    pub async fn postgres_at(url: &str) -> Self {
+        Self::open(url, None).await
     }
 
     async fn open(url: &str, folder: Option<TempDir>) -> Self {

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::super::rows::{NodeRow, micros, state, storable};
 use super::super::{Desk, LedgerError, Operator};
-use super::intake::{insert_jobs, insert_run, take_key};
 use super::runs::{Ending, advance_run, end_jobs, lock_runs, node_rows};
+use super::storing::{insert_jobs, insert_run, take_key};
 use super::{Postgres, begin, commit, in_time, unavailable};
 use crate::advance::skipped_because_of;
 use crate::bell::Bells;

@@ -11,6 +11,7 @@ mod books;
 mod desk;
 mod intake;
 mod runs;
+mod storing;
 mod upkeep;
 mod work;
 

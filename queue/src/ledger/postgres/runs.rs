@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::super::LedgerError;
 use super::super::rows::{NodeRow, micros, storable};
-use super::intake::insert_jobs;
+use super::storing::insert_jobs;
 use super::unavailable;
 use crate::advance::{Decision, Node, advance, standing};
 use crate::bell::Bells;

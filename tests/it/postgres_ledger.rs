@@ -1,0 +1,161 @@
+//! What the distributed ledger keeps beyond the contract of every engine.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use queue::OpenError;
+use queue::clock::later;
+use queue::ledger::{self, Ended, LedgerError};
+use schemas::{AttemptId, JobId};
+use sqlx::{Connection, Executor, PgConnection};
+use tests::ledgers::{LEASE, TestLedger, completed};
+use tests::postgres::fresh_database;
+use tokio::time::{sleep, timeout};
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+/// Waits until the server's statistics, which it writes with some delay, say so.
+async fn statistics_say(connection: &mut PgConnection, question: &'static str) {
+    let said = async {
+        while !sqlx::query_scalar::<_, bool>(question).fetch_one(&mut *connection).await.unwrap() {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), said).await.unwrap_or_else(|_| panic!("the statistics never say: {question}"));
+}
+
+#[tokio::test]
+async fn claims_and_ends_read_what_they_touch_however_old_the_statistics_are() {
+    const JOBS: usize = 3_000;
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    let mut meddler = connect(&url).await;
+    meddler.execute("set search_path = nightporter").await.unwrap();
+    meddler.execute("alter table job set (autovacuum_enabled = false)").await.unwrap();
+    for _ in 0..JOBS / 250 {
+        t.enqueue(&(0..250).map(|_| t.job()).collect::<Vec<_>>()).await;
+    }
+    // From now on the planner believes that nothing is running.
+    meddler.execute("analyze job").await.unwrap();
+    let mut claimed = Vec::new();
+    while claimed.len() < JOBS {
+        claimed.extend(t.claim(250).await.into_iter().map(|job| job.id));
+    }
+    for attempts in claimed.chunks(100).take(20) {
+        t.ledger.heartbeat(attempts, later(t.now(), LEASE), t.now()).await.unwrap();
+        let ends: Vec<Ended> =
+            attempts.iter().map(|attempt| Ended { attempt: *attempt, outcome: completed(None) }).collect();
+        assert!(t.ledger.finish(&ends, t.now()).await.unwrap().recorded.iter().all(|recorded| *recorded));
+    }
+    drop(t); // who hangs up hands in its statistics
+    statistics_say(&mut meddler, "select n_tup_del = 2000 from pg_stat_user_tables where relname = 'job'").await;
+    let read = |index: &'static str| {
+        sqlx::query_scalar::<_, i64>("select idx_tup_read from pg_stat_user_indexes where indexrelname = $1")
+            .bind(index)
+    };
+    let available = read("job_available").fetch_one(&mut meddler).await.unwrap();
+    let jobs = i64::try_from(JOBS).unwrap();
+    // Each once more when it is new, and once more when it is dead; all of them for each claim would be six times as many.
+    assert!((jobs..4 * jobs).contains(&available), "claims read {available} entries for {jobs} jobs");
+    let leased = read("job_leased").fetch_one(&mut meddler).await.unwrap();
+    assert_eq!(leased, 0, "fenced writes went through the rescuer's index");
+    let table = "select seq_tup_read from pg_stat_user_tables where relname = 'job'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(table).fetch_one(&mut meddler).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_ledger_of_a_newer_binary_is_refused() {
+    let url = fresh_database().await;
+    drop(ledger::open(&url, None).await.unwrap());
+    let newer = "insert into nightporter._sqlx_migrations (version, description, success, checksum, execution_time)
+                 values (9999, 'of the future', true, '', 0)";
+    connect(&url).await.execute(newer).await.unwrap();
+    let Err(refused) = ledger::open(&url, None).await else { panic!("it was opened") };
+    assert!(matches!(refused, OpenError::Newer { found: 9999, .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_database_is_shared_with_an_application_of_the_same_tools() {
+    let url = fresh_database().await;
+    let mut application = connect(&url).await;
+    for statement in [
+        "create table _sqlx_migrations (version bigint primary key, description text not null, installed_on timestamptz,
+                                        success boolean not null, checksum bytea not null, execution_time bigint)",
+        "insert into _sqlx_migrations values (20250101000000, 'users', now(), true, '', 1)",
+        "create table job (title text)",
+    ] {
+        application.execute(statement).await.unwrap();
+    }
+    let t = TestLedger::postgres_at(&url).await;
+    let id = t.enqueue(&[t.job()]).await[0];
+    assert_eq!(t.complete_next(None).await, id);
+    let applied = "select count(*) from public._sqlx_migrations";
+    assert_eq!(sqlx::query_scalar::<_, i64>(applied).fetch_one(&mut application).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn processes_that_start_together_all_open_it() {
+    let url = fresh_database().await;
+    for opened in join_all((0..6).map(|_| ledger::open(&url, None))).await {
+        opened.map(drop).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_named_without_the_password() {
+    let Err(error) = ledger::open("postgres://porter:geheim@127.0.0.1:9/ledger", None).await else {
+        panic!("nothing listens there");
+    };
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("127.0.0.1:9") && !text.contains("geheim"), "{text}");
+}
+
+#[tokio::test]
+async fn lost_connections_are_said_and_replaced() {
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    t.enqueue(&[t.job()]).await;
+    let mut meddler = connect(&url).await;
+    let others = "select pg_terminate_backend(pid) from pg_stat_activity
+                  where datname = current_database() and pid <> pg_backend_pid()";
+    meddler.execute(others).await.unwrap();
+    let mut failures = 0;
+    while let Err(error) = t.ledger.enqueue(&[t.job()], t.now()).await {
+        assert!(matches!(error, LedgerError::Unavailable(_) | LedgerError::Unknown(_)), "{error:?}");
+        failures += 1;
+        assert!(failures <= 10, "the pool keeps its dead connections");
+    }
+    assert!(!t.claim(10).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_waits_too_long_for_a_lock_is_told_so_and_nothing_is_written() {
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    t.enqueue(&[t.job()]).await;
+    let attempt = t.claim_one().await.id;
+    let mut meddler = connect(&url).await;
+    let mut held = meddler.begin().await.unwrap();
+    held.execute("select 1 from nightporter.job for update").await.unwrap();
+    let late = t.ledger.finish(&[Ended { attempt, outcome: completed(None) }], t.now()).await;
+    assert!(matches!(late, Err(LedgerError::Unavailable(_))), "{late:?}");
+    held.rollback().await.unwrap();
+    assert!(t.finish(attempt, completed(None)).await);
+}
+
+#[tokio::test]
+async fn rescuers_of_several_processes_share_the_orphans() {
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    t.enqueue(&(0..60).map(|_| t.job()).collect::<Vec<_>>()).await;
+    let claimed: Vec<AttemptId> = t.claim(60).await.into_iter().map(|job| job.id).collect();
+    t.clock.advance(LEASE * 2);
+    let now = t.now();
+    let all = join_all((0..4).map(|_| t.ledger.rescue(now, 100, now))).await;
+    let mut jobs: Vec<JobId> =
+        all.into_iter().flat_map(|rescued| rescued.unwrap().jobs).map(|job| job.attempt.job).collect();
+    jobs.sort_unstable();
+    assert_eq!(jobs, claimed.iter().map(|attempt| attempt.job).collect::<Vec<_>>());
+}
