@@ -1,12 +1,12 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    audit, backups, check, completions, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up, work,
+    audit, backups, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -39,6 +39,11 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// For a configuration that this process made itself.
+    pub(crate) fn of(config: &Path) -> Self {
+        Self { config: config.to_owned(), json: false, server: None, token_file: None }
+    }
+
     /// How data is printed.
     pub(crate) fn output(&self) -> Output {
         if self.json { Output::Json } else { Output::Table }
@@ -48,6 +53,8 @@ impl Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show the main job on samples: everything in one process, told step by step.
+    Demo(demo::Args),
     /// Run everything in one process: webhooks in, jobs out, the API.
     Up(up::Args),
     /// Receive webhooks and serve the API; jobs are run elsewhere, by `work`.

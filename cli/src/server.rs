@@ -68,8 +68,8 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
     let checked = Checked::file(config)?;
     let warnings = checked.lines(|finding| !Finding::is_error(finding));
     let config = checked.config()?;
-    let TelemetrySection { otlp, log } = config.telemetry.clone();
-    let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json })?;
+    let TelemetrySection { otlp, log, level } = config.telemetry.clone();
+    let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json, level })?;
     warnings.lines().for_each(|line| warn!("{line}"));
     let ended = run_roles(config, roles, ready_file).await;
     telemetry.shutdown(LAST_TRACES).await;

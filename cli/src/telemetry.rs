@@ -3,6 +3,7 @@
 //! The exporter works in a thread of its own, where no runtime is: its calls are carried out on the process's runtime,
 //! by the same HTTP client as everything else, and traced by nobody.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,12 +19,16 @@ use tracing::instrument::WithSubscriber;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 use url::Url;
+
+use crate::config::LogLevel;
 
 /// Which log lines are written, as `RUST_LOG` spells it; `info` where it is not set.
 const LOG_VARIABLE: &str = "NIGHTPORTER_LOG";
@@ -39,13 +44,15 @@ const EXPORT_DEADLINE: Duration = Duration::from_secs(10);
 const OURS: [&str; 7] = ["nightporter", "producer", "queue", "worker", "console", "secrets", "schemas"];
 
 /// `[telemetry]`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct TelemetrySettings {
     /// Where traces go: the collector's address, to which `/v1/traces` is added. Without it the usual environment
     /// variables are read, and without those nothing is exported.
     pub(crate) otlp: Option<Url>,
     /// Whether log lines are JSON, one object each.
     pub(crate) json: bool,
+    /// The least important lines that are written, where the environment does not say.
+    pub(crate) level: LogLevel,
 }
 
 /// What was started; [`Telemetry::shutdown`] sends what is still unsent.
@@ -62,7 +69,7 @@ pub(crate) struct Telemetry {
 pub(crate) fn start(settings: &TelemetrySettings) -> anyhow::Result<Telemetry> {
     let provider = provider(settings)?;
     tracing_subscriber::registry()
-        .with(lines(settings.json)?)
+        .with(lines(settings)?)
         .with(provider.as_ref().map(spans))
         .try_init()
         .context("logging was started twice")?;
@@ -85,17 +92,41 @@ impl Telemetry {
 }
 
 /// The layer that writes log lines to stderr: stdout is for data.
-fn lines<S>(json: bool) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
+fn lines<S>(settings: &TelemetrySettings) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
     let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
+        .with_default_directive(filter_of(settings.level).into())
         .with_env_var(LOG_VARIABLE)
         .from_env()
         .with_context(|| format!("{LOG_VARIABLE} is not a filter such as `info` or `info,queue=debug`"))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    Ok(if json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() })
+    Ok(if settings.json {
+        lines.json().with_filter(filter).boxed()
+    } else {
+        let lines = lines.with_ansi(std::io::stderr().is_terminal()).fmt_fields(for_people());
+        lines.with_filter(filter).boxed()
+    })
+}
+
+fn filter_of(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    }
+}
+
+/// Writes fields for people: those that only traces need are left out, `job.id` and its like stay.
+fn for_people() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
+    debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        name if name.starts_with("otel.") || name.starts_with("messaging.") => Ok(()),
+        name => write!(writer, "{name}={value:?}"),
+    })
+    .delimited(" ")
 }
 
 /// The layer that makes spans of ours into spans of the trace. Log lines are not put on them, nor where in the code or
@@ -185,7 +216,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     fn settings(otlp: Option<Url>) -> TelemetrySettings {
-        TelemetrySettings { otlp, json: false }
+        TelemetrySettings { otlp, json: false, level: LogLevel::Info }
     }
 
     /// What the process does at work: spans of ours with children of ours, beside those of libraries.

@@ -8,7 +8,7 @@
 //! | not JSON, trailing bytes, nothing at all | unreadable |
 //! | invalid UTF-8, anywhere | unreadable |
 //! | anything but an object at the root | unreadable |
-//! | a NUL, another control character or a Unicode noncharacter in a text that we read | unreadable: PostgreSQL refuses the one, `CloudEvents` the others |
+//! | a NUL, another control character or a Unicode noncharacter in a text that we read | unreadable: `PostgreSQL` refuses the one, `CloudEvents` the others |
 //! | a lone surrogate in a text that we read | unreadable |
 //! | the same oddities in what we do not read | kept, and not looked at |
 //! | a key that we read twice | unreadable: two readers would disagree on what was signed |

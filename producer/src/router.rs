@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use schemas::api::{DeliveryAnswer, ErrorAnswer};
 use tokio::time::timeout;
 use tracing::field::Empty;
@@ -55,8 +55,8 @@ async fn receive(State(door): State<Door>, Path(name): Path<String>, request: Re
     );
     async {
         let response = match source {
-            Some(source) => take(&door, source, request).await.unwrap_or_else(|refused| refused),
-            None => error(StatusCode::NOT_FOUND, "there is no such source"),
+            Some(source) => take(&door, source, request).await.unwrap_or_else(IntoResponse::into_response),
+            None => NotSigned(StatusCode::NOT_FOUND, "there is no such source").into_response(),
         };
         tracing::Span::current().record("http.response.status_code", response.status().as_u16());
         response
@@ -66,12 +66,12 @@ async fn receive(State(door): State<Door>, Path(name): Path<String>, request: Re
 }
 
 async fn wrong_method() -> Response {
-    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "deliveries come by POST");
-    response.headers_mut().insert(ALLOW, http::HeaderValue::from_static("POST"));
+    let mut response = NotSigned(StatusCode::METHOD_NOT_ALLOWED, "deliveries come by POST").into_response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     response
 }
 
-async fn take(door: &Door, source: &Source, request: Request) -> Result<Response, Response> {
+async fn take(door: &Door, source: &Source, request: Request) -> Result<Response, NotSigned> {
     check_type(source, request.headers())?;
     check_length(request.headers())?;
     let headers = request.headers().clone();
@@ -82,34 +82,30 @@ async fn take(door: &Door, source: &Source, request: Request) -> Result<Response
     }
 }
 
-fn check_type(source: &Source, headers: &HeaderMap) -> Result<(), Response> {
+fn check_type(source: &Source, headers: &HeaderMap) -> Result<(), NotSigned> {
     let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(media_type);
     let forms = source.kind().sends_forms();
     match given.as_deref() {
         Some("application/json") => Ok(()),
         Some("application/x-www-form-urlencoded") if forms => Ok(()),
-        _ => Err(error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "deliveries of this source are application/json")),
+        _ => Err(NotSigned(StatusCode::UNSUPPORTED_MEDIA_TYPE, "deliveries of this source are application/json")),
     }
 }
 
 /// Refuses what says that it is too large before a byte of it is read.
-fn check_length(headers: &HeaderMap) -> Result<(), Response> {
+fn check_length(headers: &HeaderMap) -> Result<(), NotSigned> {
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let too_large = length.is_some_and(|length| length > LARGEST_BODY as u64);
-    if too_large { Err(too_large_error()) } else { Ok(()) }
+    if too_large { Err(TOO_LARGE) } else { Ok(()) }
 }
 
-async fn body_of(request: Request) -> Result<Bytes, Response> {
+async fn body_of(request: Request) -> Result<Bytes, NotSigned> {
     match timeout(BODY_WITHIN, Bytes::from_request(request, &())).await {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => Err(too_large_error()),
-        Ok(Err(_)) => Err(error(StatusCode::BAD_REQUEST, "the body broke off")),
-        Err(_) => Err(error(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => Err(TOO_LARGE),
+        Ok(Err(_)) => Err(NotSigned(StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => Err(NotSigned(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     }
-}
-
-fn too_large_error() -> Response {
-    error(StatusCode::PAYLOAD_TOO_LARGE, "a delivery has at most 25 MiB")
 }
 
 fn signed_for(answer: &DeliveryAnswer) -> Response {
@@ -118,19 +114,30 @@ fn signed_for(answer: &DeliveryAnswer) -> Response {
 }
 
 /// One answer for every failed signature: what was wrong with it is for the operator's log.
-fn refuse(refusal: &Refusal) -> Response {
-    let (status, text) = match refusal {
-        Refusal::Unverified => return error(StatusCode::UNAUTHORIZED, "the signature is missing or wrong"),
-        Refusal::TooManyFailures => (StatusCode::TOO_MANY_REQUESTS, "too many deliveries with a wrong signature"),
-        Refusal::Unavailable => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the delivery cannot be kept now; send it again later")
+const fn refuse(refusal: &Refusal) -> NotSigned {
+    match refusal {
+        Refusal::Unverified => NotSigned(StatusCode::UNAUTHORIZED, "the signature is missing or wrong"),
+        Refusal::TooManyFailures => {
+            NotSigned(StatusCode::TOO_MANY_REQUESTS, "too many deliveries with a wrong signature")
         }
-    };
-    let mut response = error(status, text);
-    response.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static(COME_BACK));
-    response
+        Refusal::Unavailable => {
+            NotSigned(StatusCode::SERVICE_UNAVAILABLE, "the delivery cannot be kept now; send it again later")
+        }
+    }
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
-    (status, Json(ErrorAnswer { error: text.to_owned() })).into_response()
+const TOO_LARGE: NotSigned = NotSigned(StatusCode::PAYLOAD_TOO_LARGE, "a delivery has at most 25 MiB");
+
+/// A request that is not signed for, and what its sender is told.
+struct NotSigned(StatusCode, &'static str);
+
+impl IntoResponse for NotSigned {
+    fn into_response(self) -> Response {
+        let Self(status, text) = self;
+        let mut response = (status, Json(ErrorAnswer { error: text.to_owned() })).into_response();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(COME_BACK));
+        }
+        response
+    }
 }

@@ -239,7 +239,7 @@ fn is_on(on: &str, kind: &str) -> bool {
     }
 }
 
-/// NUL has a spelling in JSON and none in PostgreSQL, where a job's key would meet it.
+/// NUL has a spelling in JSON and none in `PostgreSQL`, where a job's key would meet it.
 fn holds_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),

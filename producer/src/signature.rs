@@ -55,7 +55,9 @@ fn any_matches<M: Mac + Clone>(mac: &M, signatures: &[Vec<u8>]) -> bool {
 
 fn mac<M: Mac + KeyInit>(key: &[u8], message: &[&[u8]]) -> Option<M> {
     let mut mac = <M as KeyInit>::new_from_slice(key).ok()?;
-    message.iter().for_each(|part| mac.update(part));
+    for part in message {
+        mac.update(part);
+    }
     Some(mac)
 }
 
@@ -78,8 +80,8 @@ pub(crate) fn verify(
 }
 
 /// The key that a secret is, byte for byte.
-pub(crate) fn plain_key(secret: &SecretString) -> Option<Vec<u8>> {
-    Some(secret.expose_secret().as_bytes().to_vec())
+pub(crate) fn plain_key(secret: &SecretString) -> Vec<u8> {
+    secret.expose_secret().as_bytes().to_vec()
 }
 
 /// The key in a `whsec_<base64>` secret.

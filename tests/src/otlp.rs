@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 /// Longer than any exporter waits; only a test that fails waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A collector on a free port. It stops when it is dropped.
 pub struct Collector {
@@ -76,10 +76,8 @@ impl Collector {
     pub async fn wait_for(&self, what: &str, satisfied: impl Fn(&[Span]) -> bool) -> Vec<Span> {
         let mut spans = self.spans.clone();
         let waited = tokio::time::timeout(PATIENCE, spans.wait_for(|spans| satisfied(spans))).await;
-        match waited {
-            Ok(spans) => spans.expect("the collector serves").clone(),
-            Err(_) => panic!("{what} did not come; what came:\n{}", tree(&self.spans())),
-        }
+        let Ok(satisfying) = waited else { panic!("{what} did not come; what came:\n{}", tree(&self.spans())) };
+        satisfying.expect("the collector serves").clone()
     }
 }
 

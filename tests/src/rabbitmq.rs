@@ -49,8 +49,7 @@ impl RabbitNode {
         self.child = Some(child);
         let deadline = Instant::now() + START_WITHIN;
         while !self.answers().await {
-            let log = || std::fs::read_to_string(self.dir.path().join("log.txt")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "RabbitMQ did not start; its log:\n{}", log());
+            assert!(Instant::now() < deadline, "RabbitMQ did not start; its log:\n{}", self.log());
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -63,6 +62,11 @@ impl RabbitNode {
             assert!(killed.is_ok_and(|status| status.success()), "RabbitMQ could not be killed");
             child.wait().expect("the killed node");
         }
+    }
+
+    /// What it has said since it was started.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log.txt")).unwrap_or_default()
     }
 
     /// Whether it answers the protocol's greeting.

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod backups;
 pub(crate) mod check;
 pub(crate) mod completions;
+pub(crate) mod demo;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod jobs;
@@ -23,6 +24,7 @@ use crate::failure::Failure;
 /// Runs a command.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure> {
     match command {
+        Command::Demo(args) => demo::run(args).await,
         Command::Up(args) => up::run(args, global).await,
         Command::Serve(args) => serve::run(args, global).await,
         Command::Work(args) => work::run(args, global).await,

@@ -13,7 +13,7 @@ use worker::WorldConfig;
 
 pub(crate) use finding::Finding;
 pub(crate) use sections::{
-    Address, DefaultsSection, LogFormat, OperatorsSection, QueueSection, ServerSection, Span, TelemetrySection,
+    Address, DefaultsSection, LogFormat, LogLevel, OperatorsSection, QueueSection, ServerSection, Span, TelemetrySection,
     VaultAddress, WorkerSection, sqlite_path,
 };
 

@@ -188,6 +188,8 @@ pub(crate) struct TelemetrySection {
     pub(crate) otlp: Option<Url>,
     /// How log lines look.
     pub(crate) log: LogFormat,
+    /// The least important log lines that are written; `NIGHTPORTER_LOG` overrules it.
+    pub(crate) level: LogLevel,
 }
 
 /// How log lines look.
@@ -199,6 +201,21 @@ pub(crate) enum LogFormat {
     Text,
     /// For programs, one object for each line.
     Json,
+}
+
+/// How important a log line is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogLevel {
+    /// Something fell short, and somebody should look.
+    Error,
+    /// Something was not as it should be, and will be tried again.
+    Warn,
+    /// What the process does.
+    #[default]
+    Info,
+    /// How it does it.
+    Debug,
 }
 
 /// A length of time: a whole number and `s`, `m`, `h` or `d`.

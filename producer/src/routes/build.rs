@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{Route, RouteConfig, Routes, RunConfig, Startable, Target, unknown_runbook};
-use crate::sources::{SourceType, Sources, example};
+use crate::sources::{Source, SourceType, Sources, example};
 
 impl Routes {
     /// Checks the routes; everything that is wrong, each below `routes.<index>`.
@@ -36,14 +36,18 @@ fn build_route(config: &RouteConfig, startable: &Startable, sources: &Sources) -
     let sample = sender.and_then(|sender| example(sender, &on));
     let when = config.when.as_deref().map(Condition::parse).transpose().map_err(|found| note(found, "when"));
     if let Ok(Some(when)) = &when {
-        when.check(&shape()).into_iter().for_each(|found| note(found, "when"));
+        for found in when.check(&shape()) {
+            note(found, "when");
+        }
     }
     let target = target_of(&config.run, startable).map_err(|found| note(found, "run"));
     let with =
         Template::parse(Value::Object(config.run.with.clone())).map_err(|found| note(found.within("with"), "run"));
     if let (Ok(target), Ok(with)) = (&target, &with) {
         let found = check_with(target, with, &config.run.with, startable, sample.as_ref());
-        found.into_iter().for_each(|found| note(found, "run"));
+        for found in found {
+            note(found, "run");
+        }
     }
     match (when, target, with) {
         (Ok(when), Ok(target), Ok(with)) if problems.is_empty() => {
@@ -59,7 +63,7 @@ fn build_route(config: &RouteConfig, startable: &Startable, sources: &Sources) -
 fn sender_of(on: &str, sources: &Sources) -> Result<&'static dyn SourceType, Problem> {
     let (word, event) = on.split_once('.').unwrap_or((on, ""));
     let types: std::collections::BTreeSet<&str> = sources.iter().map(|source| source.kind().name()).collect();
-    let sender = sources.iter().map(|source| source.kind()).find(|kind| kind.name() == word).ok_or_else(|| {
+    let sender = sources.iter().map(Source::kind).find(|kind| kind.name() == word).ok_or_else(|| {
         let problem = Problem::unknown("source of the type", word, types);
         Problem { message: format!("`{on}`: {}", problem.message), ..problem }
     })?;

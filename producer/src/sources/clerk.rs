@@ -40,12 +40,13 @@ struct Data {
     id: Text,
     status: Text,
     user_id: Text,
-    public_user_data: Part<PublicUserData>,
+    #[serde(rename = "public_user_data")]
+    user: Part<PublicUser>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct PublicUserData {
+struct PublicUser {
     user_id: Text,
 }
 
@@ -53,7 +54,7 @@ impl Data {
     /// The user that it is about, wherever that event type has its id.
     fn user(&self) -> Option<String> {
         let own = if self.object.get() == Some("user") { self.id.0.clone() } else { None };
-        own.or_else(|| self.user_id.0.clone()).or_else(|| self.public_user_data.text(|user| &user.user_id))
+        own.or_else(|| self.user_id.0.clone()).or_else(|| self.user.text(|user| &user.user_id))
     }
 }
 

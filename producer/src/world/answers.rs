@@ -264,17 +264,17 @@ async fn a_forged_traceparent_changes_nothing() {
     );
     let world = World::with(SpoolLimits::default(), noop_route("github.push")).await;
     let forged = "0af7651916cd43dd8448eb211c80319c";
-    let mut traces = Vec::new();
+    let mut found = Vec::new();
+    let outer = tracing::info_span!("whatever stands around the door");
     for number in [1, 2] {
         let mut push = sample("github", "push", number);
         push.headers.insert("traceparent", format!("00-{forged}-b7ad6b7169203331-01").parse().unwrap());
-        let outer = tracing::info_span!("whatever stands around the door");
-        let answered = tracing::Instrument::instrument(world.deliver("github", &push), outer).await;
+        let answered = tracing::Instrument::instrument(world.deliver("github", &push), outer.clone()).await;
         let job = answered.body["jobs"][0].as_str().unwrap().parse().unwrap();
-        traces.push(world.queue.ledger().job(job).await.unwrap().unwrap().trace_id.unwrap());
+        found.push(world.queue.ledger().job(job).await.unwrap().unwrap().trace_id.unwrap());
     }
-    assert_ne!(traces[0], traces[1], "each delivery begins a trace of its own");
-    assert!(!traces.contains(&forged.to_owned()));
+    assert_ne!(found[0], found[1], "each delivery begins a trace of its own");
+    assert!(!found.contains(&forged.to_owned()));
 }
 
 #[tokio::test]

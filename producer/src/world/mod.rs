@@ -1,4 +1,4 @@
-//! The door in a small world: a real SQLite ledger that can be taken away, a spool, a clock by hand.
+//! The door in a small world: a real `SQLite` ledger that can be taken away, a spool, a clock by hand.
 
 mod answers;
 mod fault;
@@ -161,4 +161,4 @@ fn github(event: &str, id: &str, body: &[u8]) -> SignedSample {
     SignedSample { headers, body: body.to_vec() }
 }
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);

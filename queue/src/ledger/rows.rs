@@ -1,5 +1,6 @@
 //! What both engines share: conversions between rows and types, and the decisions that no engine makes differently.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -48,6 +49,11 @@ fn optional_json(text: Option<&String>) -> Result<Option<Value>, LedgerError> {
 
 pub(super) fn raw(text: String) -> Result<Box<RawValue>, LedgerError> {
     RawValue::from_string(text).map_err(|error| unreadable("the JSON", error))
+}
+
+/// Text as every engine can store it: `PostgreSQL` has no NUL. What is stored as JSON has none either, it is escaped there.
+pub(super) fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
 /// What a known body under a new delivery id means, by when it was first seen.

@@ -150,6 +150,42 @@ async fn an_attempt_that_is_killed_in_a_file_is_followed_by_one_that_needs_no_he
 }
 
 #[tokio::test]
+async fn an_attempt_that_is_killed_before_its_row_is_whole_leaves_nothing_of_the_file() {
+    for (tool, table, change) in [
+        (Tool::Sql, "nightporter_migrations", "insert"),
+        (Tool::Sqlx, "_sqlx_migrations", "insert"),
+        (Tool::Prisma, "_prisma_migrations", "update"),
+    ] {
+        let target = Target::postgres().await;
+        let path =
+            |name: &str| if tool == Tool::Prisma { format!("{name}/migration.sql") } else { format!("{name}.sql") };
+        let files = Files::of(&[(&path("1_a"), "create table a (id int)")]);
+        apply_pending(&target, &files, tool, SOON).await.unwrap();
+        files.write(&path("2_b"), "create table b (id int)");
+        target
+            .run(&format!(
+                "create function wait() returns trigger as $$ begin perform pg_advisory_lock(42);
+                     perform pg_advisory_unlock(42); return new; end $$ language plpgsql;
+                 create trigger wait before {change} on {table} for each row execute function wait();"
+            ))
+            .await;
+        let mut gate = closed_gate(&target).await;
+        let (other, folder) = (Target::Postgres(target.url()), files.read(tool, target.engine()).await);
+        let attempt = tokio::spawn(async move {
+            let mut history = other.history(tool, FOR_EVER).await.unwrap();
+            history.apply(&folder.migrations[1]).await
+        });
+        at_the_gate(&target).await;
+        attempt.abort();
+        assert!(attempt.await.unwrap_err().is_cancelled());
+        target.history(tool, FOR_EVER).await.unwrap().close().await;
+        gate.execute("select pg_advisory_unlock(42)").await.unwrap();
+        assert_eq!(target.texts("select coalesce(to_regclass('b')::text, 'none')").await, ["none"]);
+        assert_eq!(apply_pending(&target, &files, tool, SOON).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn an_index_that_a_killed_attempt_left_invalid_is_built_again() {
     for tool in [Tool::Sql, Tool::Sqlx, Tool::Prisma] {
         let target = Target::postgres().await;

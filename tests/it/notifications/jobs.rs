@@ -22,7 +22,7 @@ use worker::{Worker, WorkerConfig, World, WorldConfig};
 use super::{SECRET, config, slack, webhook};
 
 /// Only a test that fails waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A worker at its queue, and a receiver for its messages.
 struct House {
@@ -142,7 +142,7 @@ async fn at_429_nothing_is_lost_nothing_is_marked_and_the_asked_for_time_is_wait
             let job = once(&house.queue, id, JobState::Retryable).await;
             let wait = job.run_at.unwrap() - house.queue.clock().now();
             assert!(wait.num_seconds() >= 37, "{wait}");
-            house.pass(Duration::from_secs(60 * 60)).await;
+            house.pass(Duration::from_hours(1)).await;
         }
         let job = once(&house.queue, id, JobState::Completed).await;
         assert_eq!(job.output.unwrap()["tries"], 3);
@@ -158,7 +158,7 @@ async fn after_a_lost_answer_slack_gets_it_again_with_a_mark_until_it_is_taken()
     for count in 1..3 {
         house.receiver.requested(count).await;
         once(&house.queue, id, JobState::Retryable).await;
-        house.pass(Duration::from_secs(60 * 60)).await;
+        house.pass(Duration::from_hours(1)).await;
     }
     let job = once(&house.queue, id, JobState::Completed).await;
     assert_eq!(job.output.unwrap()["possibly_repeated"], true);
@@ -177,7 +177,7 @@ async fn with_report_a_doubtful_message_is_not_sent_again_but_when_a_person_retr
     house.receiver.then([Reply::Lost]);
     let id = house.notify_ops().await;
     once(&house.queue, id, JobState::Retryable).await;
-    house.pass(Duration::from_secs(60 * 60)).await;
+    house.pass(Duration::from_hours(1)).await;
     let job = once(&house.queue, id, JobState::Discarded).await;
     let reason = job.reason.unwrap();
     assert!(
@@ -200,7 +200,7 @@ async fn a_receiver_that_dedupes_acts_once_whatever_happens_on_the_way() {
     for count in 1..4 {
         house.receiver.requested(count).await;
         once(&house.queue, id, JobState::Retryable).await;
-        house.pass(Duration::from_secs(60 * 60)).await;
+        house.pass(Duration::from_hours(1)).await;
     }
     once(&house.queue, id, JobState::Completed).await;
     assert_eq!(house.receiver.requests().len(), 4);

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const LONGEST_ANSWER: usize = 1024;
 
 /// Nobody may put a message off for longer; the job's own policy gives it up in the end.
-const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
 /// A POST whose answer is judged by a table.
 pub(super) struct Call<'a> {

@@ -153,14 +153,14 @@ mod tests {
 
     #[test]
     fn texts_of_any_size_stay_within_slacks_bounds_and_say_what_is_left_out() {
-        let texts = [
+        let cases = [
             ("<".repeat(100_000), true),
             ("a line\n".repeat(20_000), true),
             ("&\n".repeat(50_000), true),
             ("ä".repeat(2_999), false),
             ("a line\n".repeat(4_000), false),
         ];
-        for (text, is_cut) in texts {
+        for (text, is_cut) in cases {
             let payload = payload(&message(&"t&".repeat(1_000), &text), true);
             let texts = texts(&payload);
             assert!(texts.iter().all(|text| text.chars().count() <= LARGEST_BLOCK && !text.is_empty()));

@@ -97,11 +97,11 @@ impl Handler for Notify {
     /// About ten hours of trying, so that a night's outage or a day's rate limit loses nothing.
     const RETRY: RetryPolicy = RetryPolicy {
         first: Duration::from_secs(5),
-        longest: Duration::from_secs(30 * 60),
+        longest: Duration::from_mins(30),
         max_failures: 48,
-        max_age: Duration::from_secs(24 * 60 * 60),
+        max_age: Duration::from_hours(24),
     };
-    const TIME_LIMIT: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_mins(1);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = Vec::new();

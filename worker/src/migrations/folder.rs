@@ -103,9 +103,8 @@ fn read_into(files: &mut Vec<SourceFile>, folder: &Path, within: &str, depth: us
         let path = if within.is_empty() { name.to_owned() } else { format!("{within}/{name}") };
         let facts = std::fs::metadata(entry.path())?;
         if facts.is_dir() {
-            if depth < DEEPEST {
-                read_into(files, &entry.path(), &path, depth + 1)?;
-            }
+            anyhow::ensure!(depth < DEEPEST, "`{path}` lies deeper than any migration; check the folder's `path`");
+            read_into(files, &entry.path(), &path, depth + 1)?;
         } else if !is_read(&path) {
             files.push(SourceFile { path, text: None });
         } else if facts.len() > LARGEST_FILE {

@@ -9,6 +9,7 @@ pub mod folder;
 pub mod github;
 pub mod plan;
 mod postgres;
+mod refusal;
 pub mod risk;
 pub(crate) mod source;
 mod sqlite;
@@ -28,9 +29,9 @@ pub use sqlite::{open_sqlite, open_sqlite_with};
 /// What speaks SQL, for those who must read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// PostgreSQL.
+    /// `PostgreSQL`.
     Postgres,
-    /// SQLite.
+    /// `SQLite`.
     Sqlite,
 }
 

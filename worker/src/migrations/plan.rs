@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::databases::Tool;
 use crate::migrations::folder::Folder;
+use crate::migrations::refusal::{LISTED, listed, refuse_edited, refuse_unfinished};
 use crate::migrations::risk::{self, Judged, Risk};
-use crate::migrations::statements::{Shape, shape};
 use crate::migrations::{Applied, AppliedState, Engine, Migration, tools};
+
+pub use crate::migrations::refusal::Refusal;
 
 /// More statements than this a plan does not list; its risk counts all.
 const LISTED_STATEMENTS: usize = 50;
@@ -43,31 +44,6 @@ pub struct Plan {
     pub ignored: Vec<String>,
 }
 
-/// Why a folder may not be applied to a database. Nothing is changed, and a person must look.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Refusal {
-    /// The history has migrations that did not come to their end.
-    #[error("{0}")]
-    Unfinished(String),
-    /// Files were changed after they were applied.
-    #[error("{0}")]
-    Edited(String),
-    /// The history has migrations that the folder lacks, and the folder has some that the history lacks.
-    #[error(
-        "the histories have diverged: the database has {missing}, which this folder lacks, and this folder has {pending}, \
-         which the database lacks; merge the branches and migrate from the merged commit"
-    )]
-    Diverged {
-        /// The names that the folder lacks.
-        missing: String,
-        /// The names that the history lacks.
-        pending: String,
-    },
-    /// It is not what was planned.
-    #[error("{0}; start the run again, so that a new plan is made")]
-    NotAsPlanned(String),
-}
-
 /// A folder beside a history.
 pub struct Comparison<'f> {
     folder: &'f Folder,
@@ -77,6 +53,8 @@ pub struct Comparison<'f> {
     pub pending: Vec<&'f Migration>,
     /// Applied and not in the folder: a newer commit's. Empty where the folder has anything that is not applied.
     pub superseded_by: Vec<String>,
+    /// Applied, and older than the whole folder: squashed away.
+    squashed: Vec<String>,
 }
 
 impl<'f> Comparison<'f> {
@@ -97,15 +75,15 @@ impl<'f> Comparison<'f> {
             folder.migrations.iter().filter(|migration| !applied.contains_key(&migration.id)).collect();
         // What is older than the whole folder was squashed away, not made by a newer commit.
         let oldest = folder.migrations.first().map_or("", |migration| migration.id.as_str());
-        let missing: Vec<String> = finished
-            .filter(|applied| !files.contains_key(applied.id.as_str()) && applied.id.as_str() > oldest)
-            .map(|applied| applied.name.clone())
-            .collect();
+        let gone = finished.filter(|applied| !files.contains_key(applied.id.as_str()));
+        let (missing, squashed): (Vec<_>, Vec<_>) = gone.partition(|applied| applied.id.as_str() > oldest);
+        let names = |of: Vec<&Applied>| of.into_iter().map(|applied| applied.name.clone()).collect::<Vec<_>>();
+        let (missing, squashed) = (names(missing), names(squashed));
         if !missing.is_empty() && !pending.is_empty() {
             let names = pending.iter().map(|migration| migration.name.as_str());
             return Err(Refusal::Diverged { missing: listed(&missing), pending: listed(names) });
         }
-        Ok(Self { folder, applied, pending, superseded_by: missing })
+        Ok(Self { folder, applied, pending, superseded_by: missing, squashed })
     }
 
     /// The plan to apply what is pending.
@@ -121,8 +99,20 @@ impl<'f> Comparison<'f> {
             hash: self.hash(&self.pending, &BTreeSet::new()),
             superseded: !self.superseded_by.is_empty(),
             by: self.superseded_by.clone(),
-            ignored: self.folder.ignored.clone(),
+            ignored: self.ignored(),
         }
+    }
+
+    fn ignored(&self) -> Vec<String> {
+        let mut ignored = self.folder.ignored.clone();
+        if ignored.len() > LISTED {
+            let more = ignored.split_off(LISTED).len();
+            ignored.push(format!("{more} more files"));
+        }
+        if !self.squashed.is_empty() {
+            ignored.push(format!("{}: applied, and older than the whole folder", listed(&self.squashed)));
+        }
+        ignored
     }
 
     fn least_risk(&self) -> Risk {
@@ -174,110 +164,12 @@ pub struct Bound {
     pub hash: String,
 }
 
-fn refuse_unfinished(
-    tool: Tool,
-    files: &BTreeMap<&str, &Migration>,
-    history: &[Applied],
-    engine: Engine,
-) -> Result<(), Refusal> {
-    let mut found = Vec::new();
-    for applied in history {
-        let said = match &applied.state {
-            AppliedState::Finished(_) => continue,
-            AppliedState::Interrupted if may_run_again(files.get(applied.id.as_str()).copied(), engine) => continue,
-            AppliedState::Interrupted => "an attempt was interrupted in it",
-            AppliedState::Unfinished(said) => said.as_str(),
-        };
-        found.push(format!("`{}` ({})", applied.name, said.trim()));
-    }
-    if found.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::Unfinished(format!(
-        "the history has unfinished migrations: {}; look what of them is in the database, then {}",
-        found.join(", "),
-        resolve_unfinished(tool)
-    )))
-}
-
-/// Whether an interrupted file left nothing, or only what the next attempt clears away.
-fn may_run_again(file: Option<&Migration>, engine: Engine) -> bool {
-    file.is_some_and(|file| shape(&file.sql, file.in_transaction, engine) != Shape::Loose)
-}
-
-/// How a person resolves an unfinished migration.
-pub(super) fn resolve_unfinished(tool: Tool) -> &'static str {
-    match tool {
-        Tool::Prisma => {
-            "run `prisma migrate resolve --applied NAME` where you completed it by hand, or `prisma migrate resolve \
-             --rolled-back NAME` where you took it back, and retry the job"
-        }
-        Tool::Sqlx => {
-            "either complete it by hand and set `success = true` in its row of `_sqlx_migrations`, or take it back and \
-             delete the row, and retry the job"
-        }
-        Tool::Sql => {
-            "either complete it by hand and set `finished_at` in its row of `nightporter_migrations`, or take it back and \
-             delete the row, and retry the job"
-        }
-    }
-}
-
-fn refuse_edited(tool: Tool, files: &BTreeMap<&str, &Migration>, history: &[Applied]) -> Result<(), Refusal> {
-    let same = |file: &Migration, applied: &Applied| {
-        file.checksum == applied.checksum || file.also_accepted.contains(&applied.checksum)
-    };
-    let edited: Vec<&Migration> = history
-        .iter()
-        .filter(|applied| matches!(applied.state, AppliedState::Finished(_)))
-        .filter_map(|applied| files.get(applied.id.as_str()).filter(|file| !same(file, applied)).copied())
-        .collect();
-    if edited.is_empty() {
-        return Ok(());
-    }
-    let accept = edited.iter().map(|file| match tool {
-        Tool::Sql => format!(
-            "UPDATE nightporter_migrations SET checksum = '{}' WHERE name = '{}'",
-            file.checksum,
-            quoted(&file.name)
-        ),
-        Tool::Sqlx => format!(
-            "UPDATE _sqlx_migrations SET checksum = decode('{}', 'hex') WHERE version = {}",
-            file.checksum,
-            tools::sqlx::version_in(&file.id).unwrap_or_default()
-        ),
-        Tool::Prisma => format!(
-            "UPDATE _prisma_migrations SET checksum = '{}' WHERE migration_name = '{}'",
-            file.checksum,
-            quoted(&file.name)
-        ),
-    });
-    Err(Refusal::Edited(format!(
-        "these files were changed after they were applied: {}; put their old text back and write the change as a new \
-         migration, or, where only a comment changed, accept the new text with: {}",
-        listed(edited.iter().map(|file| file.name.as_str())),
-        accept.collect::<Vec<_>>().join("; ")
-    )))
-}
-
-fn quoted(text: &str) -> String {
-    text.replace('\'', "''")
-}
-
-/// Names, for people: all of a few, the first of many.
-fn listed(names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{}`", name.as_ref())).collect();
-    match names.len() {
-        0..=20 => names.join(", "),
-        many => format!("{} and {} more", names[..20].join(", "), many - 20),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use schemas::Timestamp;
 
     use super::*;
+    use crate::databases::Tool;
     use crate::migrations::folder::SourceFile;
 
     fn folder(files: &[(&str, &str)]) -> Folder {
@@ -359,7 +251,11 @@ mod tests {
     fn what_was_squashed_away_stops_nothing() {
         let old = folder(&THREE);
         let squashed = folder(&[("2.sql", "b"), ("3.sql", "c")]);
-        assert_eq!(pending(&squashed, &history(&old, &["1.sql", "2.sql"])), ["3.sql"]);
+        let history = history(&old, &["1.sql", "2.sql"]);
+        assert_eq!(pending(&squashed, &history), ["3.sql"]);
+        let comparison = Comparison::of(&squashed, &history, Engine::Postgres).unwrap();
+        let ignored = comparison.plan("main", None, Engine::Postgres).ignored;
+        assert_eq!(ignored, ["`1.sql`: applied, and older than the whole folder"]);
     }
 
     fn bound(folder: &Folder, history: &[Applied]) -> Bound {

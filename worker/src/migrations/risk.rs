@@ -346,7 +346,8 @@ mod tests {
     fn nothing_is_dangerous_on_a_table_that_the_plan_itself_makes() {
         let sql = "create table a (id int); create index i on a (id); alter table a drop column id; drop table a;
                    create index j on b (id)";
-        use Risk::{Additive, Rewriting};
-        assert_eq!(risks(sql), [Additive, Additive, Additive, Additive, Rewriting]);
+        let mut expected = [Risk::Additive; 5];
+        expected[4] = Risk::Rewriting;
+        assert_eq!(risks(sql), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Histories in a SQLite file. Neither SQLite nor sqlx has a lock for migrations there, so ours is the lock of a file
+//! Histories in a `SQLite` file. Neither `SQLite` nor sqlx has a lock for migrations there, so ours is the lock of a file
 //! beside the database; and each file's transaction looks again whether it is applied already, for the tool itself
 //! knows nothing of our lock.
 
@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::databases::Tool;
 use crate::handler::{Failure, OrFail};
-use crate::migrations::plan::resolve_unfinished;
+use crate::migrations::refusal::resolve_unfinished;
 use crate::migrations::statements::{Shape, shape};
 use crate::migrations::tools::sqlx::version_in;
 use crate::migrations::{Applied, AppliedState, Engine, History, LOCK_POLL, Migration, Patience, failed};
@@ -148,7 +148,7 @@ impl History for SqliteHistory {
             }
         });
         let rows = query.fetch_all(&mut self.connection).await.or_retry(&format!("reading {table}"))?;
-        rows.into_iter().map(|row| self.tool.applied(row)).collect()
+        rows.into_iter().map(applied).collect()
     }
 
     async fn apply(&mut self, migration: &Migration) -> Result<(), Failure> {
@@ -284,18 +284,18 @@ impl SqliteTool {
             ),
         }
     }
+}
 
-    fn applied(self, (id, name, checksum, finished, well, failure): Row) -> Result<Applied, Failure> {
-        let state = match (finished, well) {
-            (Some(seconds), _) => {
-                let time = schemas::Timestamp::from_timestamp(seconds, 0).ok_or("it is out of range");
-                AppliedState::Finished(time.map_err(anyhow::Error::msg).or_discard("reading a time in the history")?)
-            }
-            (None, true) => AppliedState::Interrupted,
-            (None, false) => AppliedState::Unfinished(failure.unwrap_or_else(|| "its row says success = false".into())),
-        };
-        Ok(Applied { id, name, checksum, state })
-    }
+fn applied((id, name, checksum, finished, well, failure): Row) -> Result<Applied, Failure> {
+    let state = match (finished, well) {
+        (Some(seconds), _) => {
+            let time = schemas::Timestamp::from_timestamp(seconds, 0).ok_or("it is out of range");
+            AppliedState::Finished(time.map_err(anyhow::Error::msg).or_discard("reading a time in the history")?)
+        }
+        (None, true) => AppliedState::Interrupted,
+        (None, false) => AppliedState::Unfinished(failure.unwrap_or_else(|| "its row says success = false".into())),
+    };
+    Ok(Applied { id, name, checksum, state })
 }
 
 fn literal(text: &str) -> String {

@@ -52,8 +52,7 @@ impl Statement {
     /// Its first characters on one line, without comments.
     pub(super) fn excerpt(&self) -> String {
         let is_comment = |token: &&TokenWithSpan| matches!(&token.token, Token::Whitespace(space) if is_comment(space));
-        let text: String =
-            self.tokens.iter().filter(|token| !is_comment(token)).map(|token| token.to_string()).collect();
+        let text: String = self.tokens.iter().filter(|token| !is_comment(token)).map(ToString::to_string).collect();
         let line: Vec<&str> = text.split_whitespace().collect();
         line.join(" ").chars().take(120).collect()
     }

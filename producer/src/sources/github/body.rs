@@ -130,7 +130,8 @@ struct Check {
     updated_at: Moment,
     completed_at: Moment,
     started_at: Moment,
-    check_suite: Part<Branch>,
+    #[serde(rename = "check_suite")]
+    suite: Part<Branch>,
 }
 
 #[derive(Default, Deserialize)]
@@ -259,11 +260,7 @@ impl Body {
             _ => match self.check(event) {
                 Some(check) => Git {
                     sha: check.head_sha.0.clone(),
-                    reference: check
-                        .head_branch
-                        .0
-                        .clone()
-                        .or_else(|| check.check_suite.text(|suite| &suite.head_branch)),
+                    reference: check.head_branch.0.clone().or_else(|| check.suite.text(|suite| &suite.head_branch)),
                 },
                 None => Git {
                     sha: self.sha.0.clone().filter(|_| event == "status"),

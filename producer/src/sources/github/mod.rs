@@ -33,7 +33,7 @@ const DELIVERY: &str = "x-github-delivery";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Within this, events whose body does not name its occurrence (a dispatch, a ping) may honestly be the same.
-const HONEST_REPEAT: Duration = Duration::from_secs(10 * 60);
+const HONEST_REPEAT: Duration = Duration::from_mins(10);
 
 /// Events whose signed body names its occurrence, by a commit, a number or an id, with its state.
 const NAME_THEIR_OCCURRENCE: &[&str] = &[
@@ -92,7 +92,7 @@ impl SourceType for GitHub {
         };
         let hex = given.as_bytes().strip_prefix(b"sha256=").ok_or(Rejection::Malformed)?;
         let signature = hex::decode(hex).map_err(|_| Rejection::Malformed)?;
-        verify(Algorithm::Sha256, &[body], &[signature], secrets.iter().map(plain_key))
+        verify(Algorithm::Sha256, &[body], &[signature], secrets.iter().map(|secret| Some(plain_key(secret))))
     }
 
     fn delivery_id(&self, headers: &HeaderMap) -> Option<String> {
@@ -145,7 +145,7 @@ impl SourceType for GitHub {
     }
 
     fn sign(&self, secret: &SecretString, headers: &mut HeaderMap, body: &[u8], _: Timestamp) -> Result<(), Problem> {
-        let signature = Algorithm::Sha256.sign(&plain_key(secret).unwrap_or_default(), &[body]);
+        let signature = Algorithm::Sha256.sign(&plain_key(secret), &[body]);
         insert(headers, SIGNATURE, &format!("sha256={}", hex::encode(signature)))
     }
 }
@@ -159,8 +159,8 @@ fn event_name(headers: &HeaderMap) -> Result<&str, Unreadable> {
 
 /// The JSON in a form's `payload` field.
 fn payload_of_form(body: &[u8]) -> Result<String, Unreadable> {
-    let fields = body.split(|byte| *byte == b'&');
-    let payload = fields.filter_map(|field| field.strip_prefix(b"payload=")).next();
+    let mut fields = body.split(|byte| *byte == b'&');
+    let payload = fields.find_map(|field| field.strip_prefix(b"payload="));
     let payload = payload.ok_or_else(|| Unreadable::because("the form has no `payload`"))?;
     let spaced: Vec<u8> = payload.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
     let json: Vec<u8> = percent_decode(&spaced).collect();

@@ -1,2 +1,168 @@
-//! stub
-pub(crate) use super::sqlite::Sqlite as Postgres;
+//! The distributed ledger: `PostgreSQL` 14 or later.
+//!
+//! Its tables lie in a schema of their own, so that they meet nobody else's, not even in the application's database. What
+//! is hot is one statement and one round trip: rows travel as arrays (`unnest`) in the order of their keys, so that no two
+//! transactions wait for each other; what others have locked is skipped or waited for, never guessed.
+//!
+//! A fenced write asks for `state + 0 = 3`: without the `+ 0` the planner may use the rescuer's partial index and read
+//! every running job for each row of a batch.
+
+mod books;
+mod desk;
+mod intake;
+mod runs;
+mod upkeep;
+mod work;
+
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, PgTransaction, Postgres as Pg};
+
+use super::{EngineConfig, LedgerError};
+use crate::OpenError;
+use crate::config::NoticeOfDiscard;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// Every call ends within this, the wait for a connection included.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// A call fails where no connection can be had in this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// For those who bring work, work and keep up. The writers that make batches need one each, the consumers, the heart and
+/// the upkeep share the rest.
+const HOT: u32 = 10;
+
+/// For operators and readers, whose questions must not hold up the work.
+const DESK: u32 = 5;
+
+/// The server itself ends a statement that outlasts our patience, and a transaction whose process was stopped in it.
+const LIMITS: [(&str, &str); 4] = [
+    ("search_path", "nightporter"),
+    ("statement_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("jit", "off"),
+];
+
+/// Every hot statement finds its rows by an index, a few at a time. Statistics taken in a busy minute say otherwise, and
+/// then each of these plans costs a hundred times as much.
+const HOT_PLANS: [(&str, &str); 4] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_bitmapscan", "off")];
+
+/// The distributed ledger.
+pub(crate) struct Postgres {
+    hot: PgPool,
+    desk: PgPool,
+    notice: Option<NoticeOfDiscard>,
+}
+
+impl Postgres {
+    pub(crate) async fn open(config: &EngineConfig) -> Result<Self, OpenError> {
+        let options = PgConnectOptions::from_str(&config.url)
+            .map_err(|error| cannot_open("its address is not `postgres://user:password@host:5432/database`", error))?
+            .application_name("nightporter");
+        migrate(&options).await?;
+        let options = options.options(LIMITS);
+        let pool = PgPoolOptions::new().acquire_timeout(CONNECT_WITHIN).test_before_acquire(false);
+        let hot = pool.clone().max_connections(HOT).connect_lazy_with(options.clone().options(HOT_PLANS));
+        let desk = pool.max_connections(DESK).connect_lazy_with(options);
+        Ok(Self { hot, desk, notice: config.notice.clone() })
+    }
+
+    /// A connection for one statement that commits itself.
+    async fn hot(&self) -> Result<PoolConnection<Pg>, LedgerError> {
+        self.hot.acquire().await.map_err(unavailable)
+    }
+}
+
+async fn begin(pool: &PgPool) -> Result<PgTransaction<'static>, LedgerError> {
+    pool.begin().await.map_err(unavailable)
+}
+
+async fn commit(transaction: PgTransaction<'_>) -> Result<(), LedgerError> {
+    transaction.commit().await.map_err(unknown)
+}
+
+/// Runs a call within the deadline.
+async fn in_time<T>(call: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(result) => result,
+        Err(late) => Err(LedgerError::Unknown(late.into())),
+    }
+}
+
+/// What went wrong before anything was committed.
+fn unavailable(error: sqlx::Error) -> LedgerError {
+    if is_refusal(&error) { LedgerError::Refused(error) } else { LedgerError::Unavailable(error) }
+}
+
+/// What went wrong in a commit, or in a statement that commits itself: only an answer of the server's says that nothing
+/// was written, and not one of those that it sends as it shuts down (class 57P).
+fn unknown(error: sqlx::Error) -> LedgerError {
+    match &error {
+        sqlx::Error::Database(database) if !database.code().is_some_and(|code| code.starts_with("57P")) => {
+            unavailable(error)
+        }
+        _ if is_refusal(&error) => LedgerError::Refused(error),
+        _ => LedgerError::Unknown(error.into()),
+    }
+}
+
+/// Whether it will never be taken: data that no column takes (22), a broken rule (23), more than fits (54).
+fn is_refusal(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(database) => {
+            database.code().is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+        }
+        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
+        _ => false,
+    }
+}
+
+fn cannot_open(reason: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
+    OpenError::Ledger { reason: reason.to_owned(), source: source.into() }
+}
+
+/// Makes the schema and brings its tables up to date. Processes that start together take turns: the migrator locks.
+async fn migrate(options: &PgConnectOptions) -> Result<(), OpenError> {
+    let (host, port) = (options.get_host(), options.get_port());
+    let away = format!("PostgreSQL at {host}:{port} cannot be reached; is it running, and is `queue.ledger` right?");
+    let options = options.clone().options([LIMITS[0]]);
+    let mut connection = match tokio::time::timeout(DEADLINE, options.connect()).await {
+        Ok(connected) => connected.map_err(|error| cannot_open(&away, error))?,
+        Err(late) => return Err(cannot_open(&away, late)),
+    };
+    make_schema(&mut connection)
+        .await
+        .map_err(|error| cannot_open("its schema `nightporter` cannot be made; may this user create one?", error))?;
+    let migrated = MIGRATIONS.run(&mut connection).await;
+    // What matters is done; a goodbye that fails changes nothing.
+    let _closed = connection.close().await;
+    migrated.map_err(|error| match error {
+        MigrateError::VersionMissing(found) => {
+            let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+            OpenError::Newer { found, known }
+        }
+        error => cannot_open("its tables cannot be brought up to date", error),
+    })
+}
+
+async fn make_schema(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    // Asked first: who may not create schemas may still use one that an administrator made.
+    let there = "select to_regnamespace('nightporter') is not null";
+    if sqlx::query_scalar(there).fetch_one(&mut *connection).await? {
+        return Ok(());
+    }
+    let made = sqlx::query("create schema if not exists nightporter").execute(&mut *connection).await;
+    match made {
+        // Another process made it at the same moment.
+        Err(_) if sqlx::query_scalar(there).fetch_one(connection).await? => Ok(()),
+        made => made.map(drop),
+    }
+}

@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    fn deploy(run: &RunView, own: JobId, event: Value) -> Message {
+    fn deploy(run: &RunView, own: JobId, event: &Value) -> Message {
         let notify = Notify { channel: "ops".into(), template: Template::Deploy, ..Notify::default() };
         compose(&notify, &json!({"args": notify, "job": {}, "event": event, "run": run_facts(run, own)})).unwrap()
     }
@@ -212,11 +212,15 @@ mod tests {
     fn a_deploy_that_went_well_is_told_with_its_jobs_migrations_and_backup() {
         let own = job("notify", JobState::Running, Value::Null);
         let id = own.job;
-        let plan = json!({"pending": 2, "risk": "additive", "hash": "x", "migrations": ["0001_users", {"name": "0002_orders"}]});
+        let plan = json!({"pending": 2, "risk": "additive", "hash": "x", "names": ["0001_users", {"name": "0002_orders"}], "superseded": false, "by": []});
         let run = run(vec![
             job("plan", JobState::Completed, plan),
             job("backup", JobState::Completed, json!({"backup": "main/2026-11-20T10-00-00Z"})),
-            job("migrate", JobState::Completed, json!({"applied": ["0001_users", "0002_orders"]})),
+            job(
+                "migrate",
+                JobState::Completed,
+                json!({"applied": ["0001_users", "0002_orders"], "superseded": false, "by": []}),
+            ),
             own,
         ]);
         let mut event = schemas::Event {
@@ -230,7 +234,7 @@ mod tests {
         };
         event.data.project.name = Some("app".into());
         event.data.git.sha = Some("0123456789abcdef".into());
-        let message = deploy(&run, id, event.view());
+        let message = deploy(&run, id, &event.view());
         assert_eq!(message.title, "deploy completed");
         assert_eq!(message.severity, Severity::Info);
         assert_eq!(
@@ -249,7 +253,7 @@ mod tests {
             job("migrate", JobState::Discarded, Value::Null),
             job("warm", JobState::Skipped, Value::Null),
         ]);
-        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), Value::Null);
+        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), &Value::Null);
         assert_eq!(message.title, "deploy failed");
         assert_eq!(message.severity, Severity::Critical);
         assert_eq!(
@@ -261,11 +265,24 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_that_came_too_late_says_by_what_and_a_restore_says_into_what() {
+        let run = run(vec![
+            job("migrate", JobState::Completed, json!({"applied": [], "superseded": true, "by": ["0003_newer"]})),
+            job("restore", JobState::Completed, json!({"backup": "main/x", "into": "main_copy", "bytes": 5})),
+        ]);
+        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), &Value::Null);
+        assert_eq!(
+            message.text,
+            "migrate: completed in 2.3 s, superseded by 0003_newer\nrestore: completed in 2.3 s, main/x into main_copy"
+        );
+    }
+
+    #[test]
     fn an_empty_run_and_an_event_that_says_nothing_are_no_mistake() {
         let message = deploy(
             &run(Vec::new()),
             JobId::at(Timestamp::UNIX_EPOCH),
-            json!({"git": {}, "project": {}, "actor": {}, "repository": {}}),
+            &json!({"git": {}, "project": {}, "actor": {}, "repository": {}}),
         );
         assert_eq!((message.title.as_str(), message.text.as_str()), ("deploy completed", ""));
     }

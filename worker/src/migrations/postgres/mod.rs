@@ -1,4 +1,4 @@
-//! Histories in PostgreSQL: one direct session for each, which holds the tool's own lock.
+//! Histories in `PostgreSQL`: one direct session for each, which holds the tool's own lock.
 
 mod lock;
 mod prisma;

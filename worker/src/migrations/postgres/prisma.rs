@@ -11,7 +11,7 @@ use super::session::{self, Sending, Session, Stopped};
 use super::{identifier, literal, time_of};
 use crate::databases::Tool;
 use crate::handler::Failure;
-use crate::migrations::plan::resolve_unfinished;
+use crate::migrations::refusal::resolve_unfinished;
 use crate::migrations::statements::{Shape, shape};
 use crate::migrations::{Applied, AppliedState, Engine, History, Migration, failed};
 

@@ -57,7 +57,7 @@ impl Session {
     }
 
     /// Asks the server to look every second whether we are still there, so that a killed attempt's statement and lock do
-    /// not outlive it. PostgreSQL 14 and later, not on every system; without it the next attempt only waits longer.
+    /// not outlive it. `PostgreSQL` 14 and later, not on every system; without it the next attempt only waits longer.
     async fn end_with_us(&mut self) {
         let set =
             "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";

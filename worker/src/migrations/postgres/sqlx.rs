@@ -7,7 +7,7 @@ use super::session::{self, Sending, Session};
 use super::{literal, time_of};
 use crate::databases::Tool;
 use crate::handler::{Failure, OrFail};
-use crate::migrations::plan::resolve_unfinished;
+use crate::migrations::refusal::resolve_unfinished;
 use crate::migrations::statements::{Shape, shape};
 use crate::migrations::tools::sqlx::{id_of, version_in};
 use crate::migrations::{Applied, AppliedState, Engine, History, Migration};

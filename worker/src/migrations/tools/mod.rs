@@ -11,6 +11,9 @@ use crate::migrations::folder::{FolderError, SourceFile, has_suffix};
 /// Migrations, and what was passed over, with the reason.
 type Read = (Vec<Migration>, Vec<String>);
 
+/// A file's path and text.
+type Named<'f> = (&'f str, &'f str);
+
 /// The first line of a file that must not run in a transaction, for sqlx and for plain SQL.
 const NO_TRANSACTION: &str = "-- no-transaction";
 
@@ -24,7 +27,7 @@ pub(crate) fn name(tool: Tool) -> &'static str {
 }
 
 /// Sorts a flat folder's files into those to run and those that are passed over; SQL that would not be run is refused.
-fn flat<'f>(files: &'f [SourceFile], tool: Tool) -> Result<(Vec<(&'f str, &'f str)>, Vec<String>), FolderError> {
+fn flat(files: &[SourceFile], tool: Tool) -> Result<(Vec<Named<'_>>, Vec<String>), FolderError> {
     let tool = name(tool);
     let mut run = Vec::new();
     let mut ignored = Vec::new();

@@ -1,0 +1,439 @@
+//! Deliveries and work coming in.
+
+use std::collections::{HashMap, HashSet};
+
+use async_trait::async_trait;
+use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, RunState, Standing, Timestamp};
+use serde_json::json;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::super::rows::{HELD, micros, storable};
+use super::super::{DELIVERY_MEMORY, Enqueued, Intake, LedgerError, NewDelivery, Receipt, Repeats};
+use super::{Postgres, begin, commit, in_time, unavailable, unknown};
+use crate::clock::later;
+
+#[async_trait]
+impl Intake for Postgres {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+        in_time(async {
+            // Without work one statement is all, and commits itself.
+            if deliveries.iter().all(|delivery| delivery.jobs.is_empty() && delivery.runs.is_empty()) {
+                let mut connection = self.hot().await?;
+                let new = insert_deliveries(&mut connection, deliveries, now).await.map_err(unknown)?;
+                return receipts(&mut connection, deliveries, &new, &HashMap::new()).await;
+            }
+            let mut tx = begin(&self.hot).await?;
+            let new = insert_deliveries(&mut tx, deliveries, now).await.map_err(unavailable)?;
+            let work = insert_work(&mut tx, deliveries, &new, now).await?;
+            let receipts = receipts(&mut tx, deliveries, &new, &work).await?;
+            commit(tx).await?;
+            Ok(receipts)
+        })
+        .await
+    }
+
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+        in_time(async {
+            let mut connection = self.hot().await?;
+            let stored = JobRows::of(jobs, now).insert(&mut connection, now).await.map_err(unknown)?;
+            enqueued(&mut connection, jobs, &stored).await
+        })
+        .await
+    }
+
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.hot).await?;
+            let started = insert_run(&mut tx, run, now).await?;
+            commit(tx).await?;
+            Ok(started)
+        })
+        .await
+    }
+}
+
+/// Books the deliveries whose ids are not known, with their bodies: what became of each, by its event.
+///
+/// The body under a known digest is a suspected replay when it was first seen at least `hold_after` ago. A digest that
+/// another transaction wrote a moment ago is not visible yet: it counts as seen now.
+async fn insert_deliveries(
+    connection: &mut PgConnection,
+    deliveries: &[NewDelivery],
+    now: Timestamp,
+) -> Result<HashMap<Uuid, Standing>, sqlx::Error> {
+    let events = || deliveries.iter().map(|delivery| &delivery.event);
+    let bodies = || deliveries.iter().map(|delivery| &delivery.body);
+    let column = |of: fn(&NewDelivery) -> Option<&str>| -> Vec<_> {
+        deliveries.iter().map(|delivery| of(delivery).map(storable)).collect()
+    };
+    let route_errors = deliveries
+        .iter()
+        .map(|delivery| (!delivery.route_errors.is_empty()).then(|| json!(delivery.route_errors).to_string()));
+    let rows: Vec<(Uuid, i16)> = sqlx::query_as(
+        "with u as (
+           select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[],
+                                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::bigint[],
+                                $14::bytea[])
+           with ordinality as u(id, source, kind, delivery_id, subject, time, data, unreadable, route_errors,
+                                config_digest, traceparent, tracestate, hold_after, digest, position)),
+         known as (
+           insert into delivery_key (source, delivery_id, event_id, expires_at)
+           select distinct on (source, delivery_id) source, delivery_id, id, $20 from u
+           order by source, delivery_id, position
+           on conflict do nothing returning event_id),
+         fresh as (select u.* from u join known on known.event_id = u.id),
+         digests as (
+           insert into delivery_digest (source, digest, event_id, seen_at, expires_at)
+           select distinct on (source, digest) source, digest, id, $19, $20 from fresh
+           where hold_after is not null and unreadable is null
+           order by source, digest, position
+           on conflict do nothing returning event_id),
+         judged as (
+           select fresh.*,
+                  case when unreadable is not null then 2
+                       when hold_after is null or id in (select event_id from digests) then 0
+                       when $19 - coalesce((select d.seen_at from delivery_digest d
+                                            where d.source = fresh.source and d.digest = fresh.digest), $19)
+                            >= hold_after then 1
+                       else 0 end::smallint as standing
+           from fresh),
+         events as (
+           insert into event (id, source, kind, delivery_id, subject, time, data, standing, reason, received_at,
+                              route_errors, config_digest, traceparent, tracestate)
+           select id, source, kind, delivery_id, subject, time, data, standing,
+                  case standing when 2 then unreadable when 1 then $18 end, $19, route_errors, config_digest,
+                  traceparent, tracestate
+           from judged),
+         bodies as (
+           insert into delivery_body (event_id, digest, content_type, headers, bytes)
+           select b.id, b.digest, b.content_type, b.headers, b.bytes
+           from unnest($1::uuid[], $14::bytea[], $15::text[], $16::text[], $17::bytea[])
+                as b(id, digest, content_type, headers, bytes)
+           join known on known.event_id = b.id)
+         select id, standing from judged",
+    )
+    .bind(events().map(|event| event.id.0).collect::<Vec<_>>())
+    .bind(column(|delivery| Some(&delivery.event.source)))
+    .bind(column(|delivery| Some(&delivery.event.kind)))
+    .bind(column(|delivery| Some(&delivery.event.delivery_id)))
+    .bind(column(|delivery| delivery.event.subject.as_deref()))
+    .bind(events().map(|event| micros(event.time)).collect::<Vec<_>>())
+    .bind(events().map(|event| json!(event.data).to_string()).collect::<Vec<_>>())
+    .bind(column(|delivery| delivery.unreadable.as_deref()))
+    .bind(route_errors.collect::<Vec<_>>())
+    .bind(column(|delivery| Some(&delivery.config_digest)))
+    .bind(column(|delivery| delivery.trace.traceparent.as_deref()))
+    .bind(column(|delivery| delivery.trace.tracestate.as_deref()))
+    .bind(deliveries.iter().map(|delivery| hold_after(delivery.repeats)).collect::<Vec<_>>())
+    .bind(bodies().map(|body| &body.digest[..]).collect::<Vec<_>>())
+    .bind(column(|delivery| Some(&delivery.body.content_type)))
+    .bind(column(|delivery| Some(&delivery.body.headers)))
+    .bind(bodies().map(|body| &body.compressed[..]).collect::<Vec<_>>())
+    .bind(HELD)
+    .bind(micros(now))
+    .bind(micros(later(now, DELIVERY_MEMORY)))
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().filter_map(|(event, code)| Some((event, Standing::from_code(code)?))).collect())
+}
+
+/// From which age on, in microseconds, a known body is a suspected replay; none where it never is.
+fn hold_after(repeats: Repeats) -> Option<i64> {
+    match repeats {
+        Repeats::AreNew => None,
+        Repeats::AreHeld => Some(0),
+        Repeats::AreHeldAfter(time) => Some(i64::try_from(time.as_micros()).unwrap_or(i64::MAX)),
+    }
+}
+
+/// Stores the work of the deliveries that were accepted: the jobs of each, by its event.
+async fn insert_work(
+    tx: &mut PgConnection,
+    deliveries: &[NewDelivery],
+    new: &HashMap<Uuid, Standing>,
+    now: Timestamp,
+) -> Result<HashMap<Uuid, Vec<JobId>>, LedgerError> {
+    let accepted = deliveries.iter().filter(|delivery| new.get(&delivery.event.id.0) == Some(&Standing::Accepted));
+    let accepted: Vec<&NewDelivery> = accepted.collect();
+    let jobs: Vec<NewJob> = accepted.iter().flat_map(|delivery| &delivery.jobs).cloned().collect();
+    let mut stored = insert_jobs(tx, &jobs, now).await?.into_iter();
+    let mut work = HashMap::with_capacity(accepted.len());
+    for delivery in accepted {
+        let mut made: Vec<JobId> = stored.by_ref().take(delivery.jobs.len()).map(|job| job.id()).collect();
+        for run in &delivery.runs {
+            if let Enqueued::New(_) = insert_run(tx, run, now).await? {
+                made.extend(run.jobs.iter().map(|planned| planned.job.id));
+            }
+        }
+        work.insert(delivery.event.id.0, made);
+    }
+    Ok(work)
+}
+
+/// What to answer for each delivery; of a repeat, the first one's event.
+async fn receipts(
+    connection: &mut PgConnection,
+    deliveries: &[NewDelivery],
+    new: &HashMap<Uuid, Standing>,
+    work: &HashMap<Uuid, Vec<JobId>>,
+) -> Result<Vec<Receipt>, LedgerError> {
+    let repeats = deliveries.iter().filter(|delivery| !new.contains_key(&delivery.event.id.0));
+    let repeats: Vec<[String; 2]> = repeats.map(delivery_key).collect();
+    let known = events_of(connection, &repeats).await?;
+    let receipt = |delivery: &NewDelivery| match new.get(&delivery.event.id.0) {
+        Some(standing) => Ok(Receipt {
+            event: delivery.event.id,
+            duplicate: false,
+            standing: *standing,
+            jobs: work.get(&delivery.event.id.0).cloned().unwrap_or_default(),
+        }),
+        None => known
+            .get(&delivery_key(delivery))
+            .map(|event| Receipt {
+                event: EventId(*event),
+                duplicate: true,
+                standing: Standing::Accepted,
+                jobs: Vec::new(),
+            })
+            // It was known, and was forgotten between two statements.
+            .ok_or_else(|| LedgerError::Unavailable(sqlx::Error::RowNotFound)),
+    };
+    deliveries.iter().map(receipt).collect()
+}
+
+fn delivery_key(delivery: &NewDelivery) -> [String; 2] {
+    [storable(&delivery.event.source).into_owned(), storable(&delivery.event.delivery_id).into_owned()]
+}
+
+async fn events_of(
+    connection: &mut PgConnection,
+    keys: &[[String; 2]],
+) -> Result<HashMap<[String; 2], Uuid>, LedgerError> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<(String, String, Uuid)> = sqlx::query_as(
+        "select k.source, k.delivery_id, k.event_id from unnest($1::text[], $2::text[]) as u(source, delivery_id)
+         join delivery_key k on k.source = u.source and k.delivery_id = u.delivery_id",
+    )
+    .bind(keys.iter().map(|[source, _]| source.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|[_, delivery]| delivery.as_str()).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await
+    .map_err(unavailable)?;
+    Ok(rows.into_iter().map(|(source, delivery, event)| ([source, delivery], event)).collect())
+}
+
+/// Stores the jobs whose keys are free, inside of a transaction.
+pub(super) async fn insert_jobs(
+    tx: &mut PgConnection,
+    jobs: &[NewJob],
+    now: Timestamp,
+) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let stored = JobRows::of(jobs, now).insert(tx, now).await.map_err(unavailable)?;
+    enqueued(tx, jobs, &stored).await
+}
+
+/// What to answer for each job; of one that was not stored, the owner of its key.
+async fn enqueued(
+    connection: &mut PgConnection,
+    jobs: &[NewJob],
+    stored: &HashSet<Uuid>,
+) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    let refused: Vec<&Key> =
+        jobs.iter().filter(|job| !stored.contains(&job.id.0)).filter_map(|job| job.key.as_ref()).collect();
+    let owners = owners_of(connection, &refused).await?;
+    let answer = |job: &NewJob| {
+        if stored.contains(&job.id.0) {
+            return Ok(Enqueued::New(job.id));
+        }
+        let owner = job.key.as_ref().and_then(|key| owners.get(&held_name(key)));
+        // It was held, and was let go between two statements: the caller may try again.
+        let owner = owner.ok_or_else(|| LedgerError::Unavailable(sqlx::Error::RowNotFound))?;
+        Ok(Enqueued::Existing(JobId(*owner)))
+    };
+    jobs.iter().map(answer).collect()
+}
+
+fn held_name(key: &Key) -> [String; 2] {
+    [storable(&key.scope).into_owned(), storable(&key.key).into_owned()]
+}
+
+async fn owners_of(connection: &mut PgConnection, keys: &[&Key]) -> Result<HashMap<[String; 2], Uuid>, LedgerError> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<(String, String, Uuid)> = sqlx::query_as(
+        "select k.scope, k.key, k.owner from unnest($1::text[], $2::text[]) as u(scope, key)
+         join held_key k on k.scope = u.scope and k.key = u.key",
+    )
+    .bind(keys.iter().map(|key| storable(&key.scope)).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| storable(&key.key)).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await
+    .map_err(unavailable)?;
+    Ok(rows.into_iter().map(|(scope, key, owner)| ([scope, key], owner)).collect())
+}
+
+/// Stores a run whose key is free, with all its jobs.
+pub(super) async fn insert_run(
+    tx: &mut PgConnection,
+    run: &NewRun,
+    now: Timestamp,
+) -> Result<Enqueued<RunId>, LedgerError> {
+    if let Some(key) = &run.key {
+        let owner = take_key(tx, key, run.id.0, now).await?;
+        if owner != run.id.0 {
+            return Ok(Enqueued::Existing(RunId(owner)));
+        }
+    }
+    sqlx::query(
+        "with started as (
+           insert into run (id, runbook, state, inputs, created_at, event_id, actor, reason, key_scope, key,
+                            traceparent, tracestate)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12))
+         insert into run_job (run_id, name, position, job_id, needs, condition)
+         select $1, name, position - 1, job_id, needs, condition
+         from unnest($13::text[], $14::uuid[], $15::text[], $16::text[])
+         with ordinality as j(name, job_id, needs, condition, position)",
+    )
+    .bind(run.id.0)
+    .bind(&run.runbook)
+    .bind(RunState::Running.code())
+    .bind(run.inputs.to_string())
+    .bind(micros(now))
+    .bind(run.event.map(|event| event.0))
+    .bind(run.actor.as_deref().map(storable))
+    .bind(run.reason.as_deref().map(storable))
+    .bind(run.key.as_ref().map(|key| storable(&key.scope)))
+    .bind(run.key.as_ref().map(|key| storable(&key.key)))
+    .bind(&run.trace.traceparent)
+    .bind(&run.trace.tracestate)
+    .bind(run.jobs.iter().map(|planned| planned.name.as_str()).collect::<Vec<_>>())
+    .bind(run.jobs.iter().map(|planned| planned.job.id.0).collect::<Vec<_>>())
+    .bind(run.jobs.iter().map(|planned| json!(planned.needs).to_string()).collect::<Vec<_>>())
+    .bind(run.jobs.iter().map(|planned| planned.condition.as_deref()).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    let mut rows = JobRows::default();
+    for planned in &run.jobs {
+        let state = if planned.needs.is_empty() { JobState::Available } else { JobState::Pending };
+        rows.push(&planned.job, state, Some(run.id), now);
+    }
+    rows.insert(tx, now).await.map_err(unavailable)?;
+    Ok(Enqueued::New(run.id))
+}
+
+/// New jobs, column by column.
+#[derive(Default)]
+struct JobRows<'a> {
+    jobs: Vec<&'a NewJob>,
+    states: Vec<i16>,
+    runs: Vec<Option<Uuid>>,
+    run_at: Vec<i64>,
+    keys_end: Vec<Option<i64>>,
+}
+
+impl<'a> JobRows<'a> {
+    fn of(jobs: &'a [NewJob], now: Timestamp) -> Self {
+        let mut rows = Self::default();
+        for job in jobs {
+            let state = if job.run_at.is_some_and(|at| at > now) { JobState::Scheduled } else { JobState::Available };
+            rows.push(job, state, None, now);
+        }
+        rows
+    }
+
+    fn push(&mut self, job: &'a NewJob, state: JobState, run: Option<RunId>, now: Timestamp) {
+        self.jobs.push(job);
+        self.states.push(state.code());
+        self.runs.push(run.map(|run| run.0));
+        self.run_at.push(micros(job.run_at.unwrap_or(now)));
+        self.keys_end.push(job.key.as_ref().map(|key| micros(later(now, key.hold))));
+    }
+
+    fn column<T>(&self, of: impl Fn(&'a NewJob) -> T) -> Vec<T> {
+        self.jobs.iter().map(|job| of(job)).collect()
+    }
+
+    /// Stores those whose keys are free or have expired, and says which: one statement, whatever their number.
+    async fn insert(self, connection: &mut PgConnection, now: Timestamp) -> Result<HashSet<Uuid>, sqlx::Error> {
+        let stored: Vec<Uuid> = sqlx::query_scalar(
+            "with u as (
+               select * from unnest($1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::smallint[], $6::bigint[],
+                                    $7::uuid[], $8::text[], $9::uuid[], $10::text[], $11::text[], $12::bigint[],
+                                    $13::text[], $14::text[])
+               with ordinality as u(id, queue, kind, state, priority, run_at, run_id, args, event_id, scope, key,
+                                    key_ends, traceparent, tracestate, position)),
+             held as (
+               insert into held_key (scope, key, owner, expires_at)
+               select distinct on (scope, key) scope, key, id, key_ends from u where key is not null
+               order by scope, key, position
+               on conflict (scope, key) do update set owner = excluded.owner, expires_at = excluded.expires_at
+               where held_key.expires_at <= $15
+               returning owner),
+             fresh as (select * from u where key is null or id in (select owner from held)),
+             args as (
+               insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate)
+               select id, args, event_id, scope, key, traceparent, tracestate from fresh)
+             insert into job (id, queue, kind, state, priority, run_at, created_at, run_id)
+             select id, queue, kind, state, priority, run_at, $15, run_id from fresh
+             returning id",
+        )
+        .bind(self.column(|job| job.id.0))
+        .bind(self.column(|job| job.queue.as_str()))
+        .bind(self.column(|job| job.kind.as_str()))
+        .bind(&self.states)
+        .bind(self.column(|job| job.priority.code()))
+        .bind(&self.run_at)
+        .bind(&self.runs)
+        .bind(self.column(|job| job.args.get()))
+        .bind(self.column(|job| job.event.map(|event| event.0)))
+        .bind(self.column(|job| job.key.as_ref().map(|key| storable(&key.scope))))
+        .bind(self.column(|job| job.key.as_ref().map(|key| storable(&key.key))))
+        .bind(&self.keys_end)
+        .bind(self.column(|job| job.trace.traceparent.as_deref()))
+        .bind(self.column(|job| job.trace.tracestate.as_deref()))
+        .bind(micros(now))
+        .fetch_all(connection)
+        .await?;
+        Ok(stored.into_iter().collect())
+    }
+}
+
+/// Takes a key that is free or has expired; its owner, whoever that is.
+pub(super) async fn take_key(
+    tx: &mut PgConnection,
+    key: &Key,
+    owner: Uuid,
+    now: Timestamp,
+) -> Result<Uuid, LedgerError> {
+    let taken: Option<Uuid> = sqlx::query_scalar(
+        "insert into held_key (scope, key, owner, expires_at) values ($1, $2, $3, $4)
+         on conflict (scope, key) do update set owner = excluded.owner, expires_at = excluded.expires_at
+         where held_key.expires_at <= $5
+         returning owner",
+    )
+    .bind(storable(&key.scope))
+    .bind(storable(&key.key))
+    .bind(owner)
+    .bind(micros(later(now, key.hold)))
+    .bind(micros(now))
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    match taken {
+        Some(owner) => Ok(owner),
+        None => sqlx::query_scalar("select owner from held_key where scope = $1 and key = $2")
+            .bind(storable(&key.scope))
+            .bind(storable(&key.key))
+            .fetch_one(tx)
+            .await
+            .map_err(unavailable),
+    }
+}

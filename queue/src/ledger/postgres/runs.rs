@@ -1,0 +1,203 @@
+//! What the end of a job means for its run, and how jobs move between the hot table and the history.
+
+use schemas::{JobId, JobState, NewJob, RunState, Timestamp};
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::super::LedgerError;
+use super::super::rows::{NodeRow, micros, storable};
+use super::intake::insert_jobs;
+use super::unavailable;
+use crate::advance::{Decision, Node, advance, standing};
+use crate::bell::Bells;
+use crate::config::NoticeOfDiscard;
+
+/// One job that ends without an attempt's word, as its history row has it.
+pub(super) struct Ending {
+    pub(super) job: Uuid,
+    pub(super) state: JobState,
+    pub(super) reason: Option<String>,
+    pub(super) for_failure: bool,
+    pub(super) crashes: Option<i32>,
+}
+
+impl Ending {
+    pub(super) fn new(job: JobId, state: JobState, reason: Option<String>) -> Self {
+        Self { job: job.0, state, reason, for_failure: false, crashes: None }
+    }
+}
+
+/// Moves jobs from the hot table to the history. What did not succeed lets go of its key.
+pub(super) async fn end_jobs(tx: &mut PgConnection, endings: &[Ending], now: Timestamp) -> Result<(), LedgerError> {
+    if endings.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "with u as (
+           select * from unnest($1::uuid[], $2::smallint[], $3::text[], $4::boolean[], $5::integer[])
+                as u(id, new_state, reason, for_failure, crashes)),
+         gone as (
+           delete from job j using u where j.id = u.id
+           returning j.id, j.queue, j.kind, u.new_state, j.priority, j.attempt, j.failures,
+                     coalesce(u.crashes, j.crashes) as crashes, j.created_at, j.started_at, j.worker, j.run_id,
+                     u.reason, u.for_failure),
+         freed as (
+           delete from held_key k using gone g, job_args a
+           where g.new_state in (7, 8) and a.id = g.id and k.scope = a.key_scope and k.key = a.key and k.owner = g.id)
+         insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
+                              finished_at, worker, run_id, reason, for_failure)
+         select id, queue, kind, new_state, priority, attempt, failures, crashes, created_at, started_at, $6, worker,
+                run_id, reason, for_failure
+         from gone",
+    )
+    .bind(endings.iter().map(|ending| ending.job).collect::<Vec<_>>())
+    .bind(endings.iter().map(|ending| ending.state.code()).collect::<Vec<_>>())
+    .bind(endings.iter().map(|ending| ending.reason.as_deref().map(storable)).collect::<Vec<_>>())
+    .bind(endings.iter().map(|ending| ending.for_failure).collect::<Vec<_>>())
+    .bind(endings.iter().map(|ending| ending.crashes).collect::<Vec<_>>())
+    .bind(micros(now))
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Locks runs, in the order of their ids. Whoever changes what waits in a run does this first, so that of two ends at the
+/// same time the second one sees what the first one did.
+pub(super) async fn lock_runs(tx: &mut PgConnection, runs: &[Uuid]) -> Result<(), LedgerError> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("select id from run where id = any($1) order by id for update")
+        .bind(runs)
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Lets in or skips what waited for jobs of this run that have ended, and says how the run stands now. The run is locked.
+pub(super) async fn advance_run(
+    tx: &mut PgConnection,
+    run: Uuid,
+    notice: Option<&NoticeOfDiscard>,
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    let rows = node_rows(tx, run).await?;
+    let mut nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<Node>, _>>()?;
+    let inputs: String = sqlx::query_scalar("select inputs from run where id = $1")
+        .bind(run)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    let inputs: Value = serde_json::from_str(&inputs).unwrap_or_default();
+    let decisions = advance(&mut nodes, &inputs);
+    carry_out(tx, decisions, &rows, notice, now, bells).await?;
+    write_standing(tx, run, standing(&nodes), now).await
+}
+
+pub(super) async fn node_rows(tx: &mut PgConnection, run: Uuid) -> Result<Vec<NodeRow>, LedgerError> {
+    sqlx::query_as(
+        "select rj.name, rj.job_id, rj.needs, rj.condition, coalesce(j.state, h.state) as state,
+                coalesce(h.for_failure, false) as for_failure, h.output, coalesce(j.queue, h.queue) as queue,
+                coalesce(j.kind, h.kind) as kind, a.traceparent, a.tracestate
+         from run_job rj join job_args a on a.id = rj.job_id
+         left join job j on j.id = rj.job_id left join history h on h.id = rj.job_id
+         where rj.run_id = $1 order by rj.position",
+    )
+    .bind(run)
+    .fetch_all(tx)
+    .await
+    .map_err(unavailable)
+}
+
+async fn carry_out(
+    tx: &mut PgConnection,
+    decisions: Vec<Decision>,
+    rows: &[NodeRow],
+    notice: Option<&NoticeOfDiscard>,
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    let (mut admitted, mut endings, mut notices) = (Vec::new(), Vec::new(), Vec::new());
+    for decision in decisions {
+        match decision {
+            Decision::Admit(job) => admitted.push(job),
+            Decision::SkipByCondition(job, why) => endings.push(Ending::new(job, JobState::Skipped, Some(why))),
+            Decision::SkipForFailure(job, why) => {
+                endings.push(Ending { for_failure: true, ..Ending::new(job, JobState::Skipped, Some(why)) });
+            }
+            Decision::Discard(job, why) => {
+                let kind = rows.iter().find(|row| row.job() == job).map_or("", |row| row.kind.as_str());
+                notices.extend(notice.and_then(|notice| notice(job, kind, &why, now)));
+                endings.push(Ending::new(job, JobState::Discarded, Some(why)));
+            }
+        }
+    }
+    admit(tx, &admitted, rows, now, bells).await?;
+    tell(tx, notices, now, bells).await?;
+    end_jobs(tx, &endings, now).await
+}
+
+async fn admit(
+    tx: &mut PgConnection,
+    jobs: &[JobId],
+    rows: &[NodeRow],
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("update job set state = 2, run_at = $2 where id = any($1)")
+        .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
+        .bind(micros(now))
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    for row in rows.iter().filter(|row| jobs.contains(&row.job())) {
+        bells.add(&row.queue, row.job(), &row.trace());
+    }
+    Ok(())
+}
+
+/// Stores the jobs that tell people about discarded ones.
+pub(super) async fn tell(
+    tx: &mut PgConnection,
+    notices: Vec<NewJob>,
+    now: Timestamp,
+    bells: &mut Bells,
+) -> Result<(), LedgerError> {
+    insert_jobs(tx, &notices, now).await?;
+    notices.iter().for_each(|notice| bells.add_new(notice));
+    Ok(())
+}
+
+async fn write_standing(
+    tx: &mut PgConnection,
+    run: Uuid,
+    standing: RunState,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let finished_at = (standing != RunState::Running).then(|| micros(now));
+    sqlx::query("update run set state = $2, finished_at = $3 where id = $1 and state <> $2")
+        .bind(run)
+        .bind(standing.code())
+        .bind(finished_at)
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    if matches!(standing, RunState::Failed | RunState::Cancelled) {
+        sqlx::query(
+            "delete from held_key k using run r
+             where r.id = $1 and k.scope = r.key_scope and k.key = r.key and k.owner = r.id",
+        )
+        .bind(run)
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! Claims, heartbeats, steps and ends.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use async_trait::async_trait;
+use schemas::{AttemptId, ClaimedJob, JobId, JobState, NewJob, Outcome, RunId, StepState, Timestamp, TraceContext};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::super::rows::{ClaimedRow, micros, raw, storable};
+use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
+use super::runs::{advance_run, lock_runs, tell};
+use super::{Postgres, begin, commit, in_time, unavailable, unknown};
+use crate::bell::Bells;
+use crate::clock::later;
+
+#[async_trait]
+impl Work for Postgres {
+    async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
+        in_time(async {
+            let rows: Vec<ClaimedRow> = sqlx::query_as(CLAIM)
+                .bind(&claim.queue)
+                .bind(&claim.kinds)
+                .bind(i64::from(claim.limit))
+                .bind(micros(now))
+                .bind(micros(later(now, claim.lease)))
+                .bind(claim.worker.0)
+                .fetch_all(&mut *self.hot().await?)
+                .await
+                .map_err(unknown)?;
+            rows.into_iter().map(|row| (row.attempt, row)).map(|(attempt, row)| row.into_claimed(attempt)).collect()
+        })
+        .await
+    }
+
+    async fn heartbeat(
+        &self,
+        attempts: &[AttemptId],
+        lease_until: Timestamp,
+        _now: Timestamp,
+    ) -> Result<Vec<Beat>, LedgerError> {
+        in_time(async {
+            let mut sorted = attempts.to_vec();
+            sorted.sort_unstable();
+            let alive: Vec<(Uuid, i32, Option<String>)> = sqlx::query_as(
+                "update job j set lease_until = $3
+                 from unnest($1::uuid[], $2::integer[]) as u(id, attempt)
+                 where j.id = u.id and j.attempt = u.attempt and j.state + 0 = 3
+                 returning j.id, j.attempt, j.cancel",
+            )
+            .bind(sorted.iter().map(|attempt| attempt.job.0).collect::<Vec<_>>())
+            .bind(sorted.iter().map(|attempt| attempt.number).collect::<Vec<_>>())
+            .bind(micros(lease_until))
+            .fetch_all(&mut *self.hot().await?)
+            .await
+            .map_err(unknown)?;
+            let alive: HashMap<(Uuid, i32), Option<String>> =
+                alive.into_iter().map(|(job, attempt, cancel)| ((job, attempt), cancel)).collect();
+            let beat = |attempt: &AttemptId| match alive.get(&(attempt.job.0, attempt.number)) {
+                None => Beat::Lost,
+                Some(None) => Beat::Alive,
+                Some(Some(reason)) => Beat::Cancel(reason.clone()),
+            };
+            Ok(attempts.iter().map(beat).collect())
+        })
+        .await
+    }
+
+    async fn start_step(&self, attempt: AttemptId, name: &str, now: Timestamp) -> Result<StepState, LedgerError> {
+        in_time(async {
+            // The lock keeps the rescuer out until the step is written.
+            let (held, finished, result): (bool, Option<bool>, Option<String>) = sqlx::query_as(
+                "with held as (select id from job where id = $1 and attempt = $2 and state + 0 = 3 for no key update),
+                      known as (select finished_at is not null as finished, result from step
+                                where job_id = $1 and name = $3),
+                      written as (
+                        insert into step (job_id, name, attempt, started_at) select id, $3, $2, $4 from held
+                        where not exists (select 1 from known where finished)
+                        on conflict (job_id, name) do update
+                        set attempt = excluded.attempt, started_at = excluded.started_at)
+                 select exists (select 1 from held), (select finished from known), (select result from known)",
+            )
+            .bind(attempt.job.0)
+            .bind(attempt.number)
+            .bind(storable(name))
+            .bind(micros(now))
+            .fetch_one(&mut *self.hot().await?)
+            .await
+            .map_err(unknown)?;
+            match (held, finished) {
+                (false, _) => Err(LedgerError::Stale),
+                (true, Some(true)) => Ok(StepState::Finished(result.map(raw).transpose()?)),
+                (true, Some(false)) => Ok(StepState::Unknown),
+                (true, None) => Ok(StepState::Fresh),
+            }
+        })
+        .await
+    }
+
+    async fn finish_step(
+        &self,
+        attempt: AttemptId,
+        name: &str,
+        result: Option<&RawValue>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        in_time(async {
+            let held: bool = sqlx::query_scalar(
+                "with held as (select id, crashes from job where id = $1 and attempt = $2 and state + 0 = 3
+                               for no key update),
+                      progress as (update job set crashes = 0 where id in (select id from held where crashes > 0)),
+                      written as (update step set finished_at = $4, result = $5
+                                  where job_id in (select id from held) and name = $3 and attempt = $2)
+                 select exists (select 1 from held)",
+            )
+            .bind(attempt.job.0)
+            .bind(attempt.number)
+            .bind(storable(name))
+            .bind(micros(now))
+            .bind(result.map(RawValue::get))
+            .fetch_one(&mut *self.hot().await?)
+            .await
+            .map_err(unknown)?;
+            if held { Ok(()) } else { Err(LedgerError::Stale) }
+        })
+        .await
+    }
+
+    async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
+        in_time(async {
+            let ends = Ends::of(ended, now);
+            if ended.iter().all(|end| notice(end).is_none()) {
+                let held = ends.write(&mut *self.hot().await?, false, now).await.map_err(unknown)?;
+                if held.values().all(|job| job.run_id.is_none()) {
+                    return Ok(finished(ended, &held));
+                }
+                // Nothing was written: the end of a run's job changes other jobs as well.
+            }
+            let mut tx = begin(&self.hot).await?;
+            // Before their jobs: whoever changes a run's jobs holds its row first.
+            let runs = runs_of(&mut tx, &ends.ids).await?;
+            lock_runs(&mut tx, &runs).await?;
+            let held = ends.write(&mut tx, true, now).await.map_err(unavailable)?;
+            let mut done = finished(ended, &held);
+            let recorded = ended.iter().zip(&done.recorded).filter(|(_, recorded)| **recorded).map(|(end, _)| end);
+            let notices: Vec<NewJob> = recorded.filter_map(notice).cloned().collect();
+            tell(&mut tx, notices, now, &mut done.bells).await?;
+            for run in held.values().filter_map(HeldJob::ended_run).collect::<BTreeSet<_>>() {
+                advance_run(&mut tx, run, self.notice.as_ref(), now, &mut done.bells).await?;
+            }
+            commit(tx).await?;
+            Ok(done)
+        })
+        .await
+    }
+
+    async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
+        in_time(async {
+            let rows: Vec<(String, String)> = sqlx::query_as(
+                "select rj.name, h.output from run_job rj join history h on h.id = rj.job_id
+                 where rj.run_id = $1 and h.output is not null",
+            )
+            .bind(run.0)
+            .fetch_all(&self.hot)
+            .await
+            .map_err(unavailable)?;
+            let outputs: Result<Map<String, Value>, _> =
+                rows.into_iter().map(|(name, output)| Ok((name, serde_json::from_str(&output)?))).collect();
+            outputs
+                .map(Value::Object)
+                .map_err(|error: serde_json::Error| LedgerError::Refused(sqlx::Error::Decode(error.into())))
+        })
+        .await
+    }
+}
+
+/// What is not due is `scheduled`, so a claim asks for no time; what others are claiming now is skipped.
+const CLAIM: &str = "
+    with c as materialized (
+      select id from job where queue = $1 and state = 2 and kind = any($2)
+      order by priority, run_at, id limit $3 for update skip locked),
+    r as (
+      update job j set state = 3, attempt = attempt + 1, started_at = $4, lease_until = $5, worker = $6, reason = null
+      from c where j.id = c.id
+      returning j.id, j.attempt, j.kind, j.queue, j.priority, j.run_at, j.failures, j.crashes, j.created_at, j.run_id)
+    select r.id, r.attempt, r.kind, a.args, r.queue, r.priority, r.failures, r.crashes, r.created_at, a.event_id,
+           r.run_id, a.traceparent, a.tracestate
+    from r join job_args a on a.id = r.id
+    order by r.priority, r.run_at, r.id";
+
+/// Writes the ends of attempts that are not stale, and says which those are. `$10` is false where nothing may be written
+/// if any of the jobs belongs to a run. An end with a `run_at` puts its job off, any other moves it to the history, where
+/// the last attempt stands; what failed lets go of its key.
+const FINISH: &str = "
+    with u as (
+      select * from unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bigint[], $5::integer[], $6::text[],
+                           $7::text[], $8::text[])
+           as u(id, attempt, new_state, put_off, failed, outcome, message, output)),
+    held as materialized (
+      select j.id, j.queue, j.run_id, j.attempt, j.worker, j.started_at, u.new_state, u.put_off, u.failed, u.outcome,
+             u.message, u.output
+      from u join job j on j.id = u.id where j.attempt = u.attempt and j.state + 0 = 3
+      for update of j),
+    go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null)),
+    gone as (
+      delete from job j using held h, go where j.id = h.id and h.put_off is null
+      returning j.id, j.queue, j.kind, h.new_state, j.priority, j.attempt, j.failures, j.crashes, j.created_at,
+                j.started_at, j.worker, j.run_id, h.message, h.output),
+    past as (
+      insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
+                           finished_at, worker, run_id, reason, output)
+      select id, queue, kind, new_state, priority, attempt, failures, crashes, created_at, started_at, $9, worker,
+             run_id, message, output
+      from gone),
+    freed as (
+      delete from held_key k using gone g, job_args a
+      where g.new_state in (7, 8) and a.id = g.id and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
+    waits as (
+      update job j set state = h.new_state, run_at = h.put_off, failures = failures + h.failed, reason = h.message,
+                       lease_until = null, worker = null
+      from held h, go where j.id = h.id and h.put_off is not null),
+    tried as (
+      insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
+      select h.id, h.attempt, h.worker, coalesce(h.started_at, $9), $9, h.outcome, h.message
+      from held h, go where h.put_off is not null)
+    select id, queue, run_id, new_state from held";
+
+/// A running job whose attempt is not stale.
+#[derive(sqlx::FromRow)]
+struct HeldJob {
+    id: Uuid,
+    queue: String,
+    run_id: Option<Uuid>,
+    new_state: i16,
+}
+
+impl HeldJob {
+    fn new_state(&self) -> Option<JobState> {
+        JobState::from_code(self.new_state)
+    }
+
+    /// The run that looks at what waits, because this job of it has ended.
+    fn ended_run(&self) -> Option<Uuid> {
+        self.run_id.filter(|_| self.new_state().is_some_and(JobState::is_finished))
+    }
+}
+
+/// Ends of attempts, column by column, in the order of their jobs; of several for one job only the first.
+#[derive(Default)]
+struct Ends<'a> {
+    ids: Vec<Uuid>,
+    attempts: Vec<i32>,
+    states: Vec<i16>,
+    put_off: Vec<Option<i64>>,
+    failed: Vec<i32>,
+    outcomes: Vec<&'a str>,
+    messages: Vec<Option<std::borrow::Cow<'a, str>>>,
+    outputs: Vec<Option<&'a str>>,
+}
+
+impl<'a> Ends<'a> {
+    fn of(ended: &'a [Ended], now: Timestamp) -> Self {
+        let mut sorted: Vec<&Ended> = ended.iter().collect();
+        sorted.sort_by_key(|end| end.attempt.job);
+        sorted.dedup_by_key(|end| end.attempt.job);
+        let mut ends = Self::default();
+        for end in sorted {
+            let (put_off, failed) = match &end.outcome {
+                Outcome::Retry { at, .. } => (Some(*at), 1),
+                Outcome::Snoozed { at, .. } => (Some(*at), 0),
+                Outcome::Released => (Some(now), 0),
+                Outcome::Completed { .. } | Outcome::Cancelled { .. } | Outcome::Discarded { .. } => (None, 0),
+            };
+            let output = match &end.outcome {
+                Outcome::Completed { output } => output.as_deref().map(RawValue::get),
+                _ => None,
+            };
+            ends.ids.push(end.attempt.job.0);
+            ends.attempts.push(end.attempt.number);
+            ends.states.push(end.outcome.state().code());
+            ends.put_off.push(put_off.map(micros));
+            ends.failed.push(failed);
+            ends.outcomes.push(end.outcome.as_str());
+            ends.messages.push(end.outcome.message().map(storable));
+            ends.outputs.push(output);
+        }
+        ends
+    }
+
+    /// Writes them, and says which jobs were held. Unless `with_runs`, writes nothing if one of them is a run's.
+    async fn write(
+        &self,
+        connection: &mut PgConnection,
+        with_runs: bool,
+        now: Timestamp,
+    ) -> Result<HashMap<Uuid, HeldJob>, sqlx::Error> {
+        let held: Vec<HeldJob> = sqlx::query_as(FINISH)
+            .bind(&self.ids)
+            .bind(&self.attempts)
+            .bind(&self.states)
+            .bind(&self.put_off)
+            .bind(&self.failed)
+            .bind(&self.outcomes)
+            .bind(&self.messages)
+            .bind(&self.outputs)
+            .bind(micros(now))
+            .bind(with_runs)
+            .fetch_all(connection)
+            .await?;
+        Ok(held.into_iter().map(|job| (job.id, job)).collect())
+    }
+}
+
+/// What to answer, and the bells of the jobs that are available again.
+fn finished(ended: &[Ended], held: &HashMap<Uuid, HeldJob>) -> Finished {
+    let mut seen = HashSet::new();
+    let recorded = ended.iter().map(|end| held.contains_key(&end.attempt.job.0) && seen.insert(end.attempt.job));
+    let mut done = Finished { recorded: recorded.collect(), bells: Bells::default() };
+    for job in held.values().filter(|job| job.new_state() == Some(JobState::Available)) {
+        done.bells.add(&job.queue, JobId(job.id), &TraceContext::default());
+    }
+    done
+}
+
+fn notice(end: &Ended) -> Option<&NewJob> {
+    match &end.outcome {
+        Outcome::Discarded { notice, .. } => notice.as_deref(),
+        _ => None,
+    }
+}
+
+/// The runs that these jobs belong to.
+async fn runs_of(tx: &mut PgConnection, jobs: &[Uuid]) -> Result<Vec<Uuid>, LedgerError> {
+    sqlx::query_scalar("select distinct run_id from job where id = any($1) and run_id is not null")
+        .bind(jobs)
+        .fetch_all(tx)
+        .await
+        .map_err(unavailable)
+}
