@@ -163,7 +163,9 @@ impl Reader<'_> {
                     runbooks.insert(name, runbook);
                 }
                 Err(problems) => {
-                    problems.into_iter().for_each(|problem| self.problem(problem.within(&name).within("runbooks")))
+                    for problem in problems {
+                        self.problem(problem.within(&name).within("runbooks"));
+                    }
                 }
             }
         }
