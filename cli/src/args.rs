@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    audit, backups, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up, work,
+    audit, backups, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up,
+    work,
 };
 use crate::exit_code;
 use crate::output::Output;

@@ -3,6 +3,7 @@
 mod backups;
 mod brokers;
 mod commands;
+mod kills;
 mod ledgers;
 mod migrations;
 mod notifications;

@@ -87,6 +87,12 @@ impl Running {
         until(|| self.child.try_wait().expect("it can be waited for")).expect("it did not end after SIGTERM")
     }
 
+    /// Ends it at once (SIGKILL).
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it can be waited for");
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status();

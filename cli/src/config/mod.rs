@@ -13,8 +13,8 @@ use worker::WorldConfig;
 
 pub(crate) use finding::Finding;
 pub(crate) use sections::{
-    Address, DefaultsSection, LogFormat, LogLevel, OperatorsSection, QueueSection, ServerSection, Span, TelemetrySection,
-    VaultAddress, WorkerSection, sqlite_path,
+    Address, DefaultsSection, LogFormat, LogLevel, OperatorsSection, QueueSection, ServerSection, Span,
+    TelemetrySection, VaultAddress, WorkerSection, sqlite_path,
 };
 
 use crate::failure::Failure;
