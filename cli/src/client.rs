@@ -117,7 +117,7 @@ pub(crate) fn url_of(mut listen: std::net::SocketAddr) -> Result<Url, Failure> {
     Url::parse(&format!("http://{listen}")).map_err(|error| Failure::usage(format!("{listen}: {error}")))
 }
 
-/// The token to show: from --token-file, NIGHTPORTER_TOKEN, the configuration, or the file beside the ledger.
+/// The token to show: from --token-file, `NIGHTPORTER_TOKEN`, the configuration, or the file beside the ledger.
 async fn token(global: &Global, config: Option<&Config>) -> Result<SecretString, Failure> {
     if let Some(path) = &global.token_file {
         return read_token(path);

@@ -87,7 +87,7 @@ pub(crate) async fn resolver(config: &Config) -> Arc<Resolver> {
     Arc::new(Resolver::new(vault))
 }
 
-/// The token that callers of the API show: the configured one, or one in a file beside the SQLite ledger, made where
+/// The token that callers of the API show: the configured one, or one in a file beside the `SQLite` ledger, made where
 /// there is none.
 pub(crate) async fn token(config: &Config, resolver: &Resolver, ledger: &str) -> Result<Arc<str>, Failure> {
     if let Some(token) = &config.operators.token {

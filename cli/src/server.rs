@@ -193,14 +193,13 @@ impl Running {
 /// Says where the process listens and what to try next.
 fn announce(ready: &Ready, file: Option<&Path>) -> Result<(), Failure> {
     let house = ready.operators;
-    match ready.server {
-        Some(server) => {
-            let outside = ready.public_url.as_ref().map_or_else(|| format!("http://{server}"), Url::to_string);
-            let outside = outside.trim_end_matches('/');
-            info!(%server, operators = %house, "listening: webhooks at {outside}/webhooks/<source>, API at http://{house}/api/v1");
-            info!("try `nightporter trigger <source> <type>`, then `nightporter events list`");
-        }
-        None => info!(operators = %house, "working; health at http://{house}/readyz"),
+    if let Some(server) = ready.server {
+        let outside = ready.public_url.as_ref().map_or_else(|| format!("http://{server}"), Url::to_string);
+        let outside = outside.trim_end_matches('/');
+        info!(%server, operators = %house, "listening: webhooks at {outside}/webhooks/<source>, API at http://{house}/api/v1");
+        info!("try `nightporter trigger <source> <type>`, then `nightporter events list`");
+    } else {
+        info!(operators = %house, "working; health at http://{house}/readyz");
     }
     let Some(path) = file else { return Ok(()) };
     let text = crate::output::json(ready)?;

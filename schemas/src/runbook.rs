@@ -129,7 +129,7 @@ impl Runbook {
             match build_job(&job_name, config, catalog, &examples) {
                 Ok(job) => jobs.push(job),
                 Err(found) => {
-                    problems.extend(found.into_iter().map(|problem| problem.within(&job_name).within("jobs")))
+                    problems.extend(found.into_iter().map(|problem| problem.within(&job_name).within("jobs")));
                 }
             }
         }

@@ -327,3 +327,40 @@ async fn the_two_doors_answer_each_for_itself() {
     assert_eq!(post(r#"{"run":"noop","reason":"x","key":"k"}"#).await, 200);
     assert!(up.stop().success());
 }
+
+#[test]
+fn backups_are_listed_from_the_store_alone() {
+    let house = House::new(
+        "\
+[server]
+listen = '127.0.0.1:0'
+[operators]
+listen = '127.0.0.1:0'
+[queue]
+ledger = 'sqlite:book.db'
+[databases.app]
+url = 'sqlite:app.db'
+[stores.here]
+url = 'file:backups'
+",
+    );
+    // An empty file is an empty SQLite database.
+    std::fs::write(house.path("app.db"), "").unwrap();
+    let none = house.run(&["backups", "list", "--json"]).exits(0).json();
+    assert_eq!(none, json!({"backups": [], "broken": []}));
+    let up = house.start("up");
+    let arguments = ["run", "backup", "--with", "database=app", "--with", "store=here", "--reason", "x", "--wait"];
+    ask(&house, &up, &arguments).exits(0);
+    assert!(up.stop().success());
+    for name in ["book.db", "book.db-wal", "book.db-shm", "book.db.token"] {
+        let _gone = std::fs::remove_file(house.path(name));
+    }
+    let found = house.run(&["backups", "list", "--database", "app", "--json"]).exits(0).json();
+    let key = found["backups"][0]["key"].as_str().unwrap().to_owned();
+    let data = found["backups"][0]["manifest"]["data"]["key"].as_str().unwrap().to_owned();
+    assert!(house.run(&["backups", "list"]).exits(0).stdout.contains(&key));
+    std::fs::remove_file(house.path("backups").join(data)).unwrap();
+    let broken = house.run(&["backups", "list", "--json"]).exits(1);
+    assert_eq!(broken.json()["broken"][0]["key"], json!(key));
+    house.run(&["backups", "list", "--store", "her"]).exits(3);
+}

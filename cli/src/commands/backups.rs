@@ -16,7 +16,7 @@ use crate::output::{moment, table};
 use crate::rooms;
 
 /// A store that has not told all it holds by then is away.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The commands.
 #[derive(Debug, Subcommand)]

@@ -70,7 +70,12 @@ impl<'t> Document<'t> {
             };
             let span = error.span().unwrap_or(part.span());
             if span == FILLED {
-                missing = Missing::next(missing?, &mut part)?;
+                missing = match missing?.next(&mut part) {
+                    Ok(next) => Some(next),
+                    // What is wrong in that table was found before, and its neighbours are still to be read.
+                    Err(hopeless) if take_out(part.get_mut(), &hopeless.table) => None,
+                    Err(_) => return None,
+                };
                 continue;
             }
             if let Some(key) = missing_field(error.message()) {
@@ -225,14 +230,10 @@ impl Missing {
         missing.put(part).then_some(missing)
     }
 
-    /// Tries the next value. When none fits, the whole table is taken out: what is wrong in it was found before, and its
-    /// neighbours are still to be read. None where it has no neighbours.
-    fn next(missing: Self, part: &mut Part<'_>) -> Option<Option<Self>> {
-        let missing = Self { filling: missing.filling + 1, ..missing };
-        if missing.put(part) {
-            return Some(Some(missing));
-        }
-        take_out(part.get_mut(), &missing.table).then_some(None)
+    /// Tries the next value; itself where there is none left.
+    fn next(self, part: &mut Part<'_>) -> Result<Self, Self> {
+        let next = Self { filling: self.filling + 1, ..self };
+        if next.put(part) { Ok(next) } else { Err(next) }
     }
 
     fn put(&self, part: &mut Part<'_>) -> bool {

@@ -13,7 +13,7 @@ use worker::channels::ChannelConfig;
 use worker::world::{Connections, GithubConnection};
 
 use super::document::Document;
-use super::finding::Finding;
+use super::finding::{Finding, from_serde};
 use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
@@ -163,7 +163,9 @@ impl Reader<'_> {
                     runbooks.insert(name, runbook);
                 }
                 Err(problems) => {
-                    problems.into_iter().for_each(|problem| self.problem(problem.within(&name).within("runbooks")))
+                    for problem in problems {
+                        self.problem(problem.within(&name).within("runbooks"));
+                    }
                 }
             }
         }
@@ -303,6 +305,11 @@ impl Reader<'_> {
 
     fn problem(&mut self, problem: Problem) {
         let place = self.document.place(&problem.path);
-        self.findings.push(Finding::from(problem).at(place));
+        let finding = match problem {
+            // A job's arguments are read by serde too.
+            Problem { path, message, help: None } => Finding { path, ..from_serde(&message) },
+            problem => problem.into(),
+        };
+        self.findings.push(finding.at(place));
     }
 }

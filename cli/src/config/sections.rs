@@ -33,7 +33,7 @@ impl Default for ServerSection {
 pub(crate) struct OperatorsSection {
     /// Where the API listens; port 0 takes any free one.
     pub(crate) listen: SocketAddr,
-    /// What callers show. With a SQLite ledger one is made where none is given.
+    /// What callers show. With a `SQLite` ledger one is made where none is given.
     pub(crate) token: Option<SecretText>,
 }
 
@@ -84,13 +84,13 @@ impl Address {
         (!scheme.contains('$')).then_some(scheme)
     }
 
-    /// The file of a SQLite ledger.
+    /// The file of a `SQLite` ledger.
     pub(crate) fn sqlite_path(&self) -> Option<PathBuf> {
         self.plain().and_then(sqlite_path)
     }
 }
 
-/// The file that a SQLite address names.
+/// The file that a `SQLite` address names.
 pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
     let path = address.strip_prefix("sqlite:")?;
     let path = path.strip_prefix("//").unwrap_or(path);

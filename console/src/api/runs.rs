@@ -21,7 +21,7 @@ use crate::Console;
 use crate::router::Answer;
 
 /// How long the key of a start is held.
-const KEY_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
+const KEY_HOLD: Duration = Duration::from_hours(24);
 
 /// No key of a start is longer.
 const LONGEST_KEY: usize = 200;
