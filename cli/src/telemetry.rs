@@ -3,6 +3,7 @@
 //! The exporter works in a thread of its own, where no runtime is: its calls are carried out on the process's runtime,
 //! by the same HTTP client as everything else, and traced by nobody.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -15,13 +16,15 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfi
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
+use tracing::field::{Field, Visit};
 use tracing::instrument::WithSubscriber;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -105,7 +108,7 @@ where
     Ok(if settings.json {
         lines.json().with_filter(filter).boxed()
     } else {
-        let lines = lines.with_ansi(std::io::stderr().is_terminal()).fmt_fields(for_people());
+        let lines = lines.with_ansi(std::io::stderr().is_terminal()).fmt_fields(ForPeople);
         lines.with_filter(filter).boxed()
     })
 }
@@ -120,13 +123,38 @@ fn filter_of(level: LogLevel) -> LevelFilter {
 }
 
 /// Writes fields for people: those that only traces need are left out, `job.id` and its like stay.
-fn for_people() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
-    debug_fn(|writer, field, value| match field.name() {
-        "message" => write!(writer, "{value:?}"),
-        name if name.starts_with("otel.") || name.starts_with("messaging.") => Ok(()),
-        name => write!(writer, "{name}={value:?}"),
-    })
-    .delimited(" ")
+struct ForPeople;
+
+impl<'writer> FormatFields<'writer> for ForPeople {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut line = Line { writer, begun: false, result: Ok(()) };
+        fields.record(&mut line);
+        line.result
+    }
+}
+
+struct Line<'writer> {
+    writer: Writer<'writer>,
+    begun: bool,
+    result: fmt::Result,
+}
+
+impl Visit for Line<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let name = field.name();
+        if name.starts_with("otel.") || name.starts_with("messaging.") || self.result.is_err() {
+            return;
+        }
+        let space = if std::mem::replace(&mut self.begun, true) { " " } else { "" };
+        self.result = match name {
+            "message" => write!(self.writer, "{space}{value:?}"),
+            _ => write!(self.writer, "{space}{name}={value:?}"),
+        };
+    }
 }
 
 /// The layer that makes spans of ours into spans of the trace. Log lines are not put on them, nor where in the code or

@@ -113,7 +113,7 @@ impl fmt::Debug for SecretText {
         for part in &self.parts {
             match part {
                 Part::Literal(_) => f.write_str("…")?,
-                Part::Reference(reference) => reference.fmt(f)?,
+                Part::Reference(reference) => write!(f, "{reference}")?,
             }
         }
         Ok(())

@@ -77,7 +77,7 @@ impl KillWorld {
     /// Delivers, eight at a time, and stops processes when some of the answers have come.
     async fn deliver_and_stop(&self, door: &str, round: usize, stop: impl FnOnce() + Send + 'static) {
         let mut answers = stream::iter(0..DELIVERIES)
-            .map(|number| self.deliver(door, format!("{round:020x}{number:020x}")))
+            .map(|number| self.deliver(door, format!("{:020x}{number:020x}", round + 1)))
             .buffer_unordered(8);
         for _ in 0..DELIVERIES / 3 + round * 3 {
             answers.next().await;
@@ -110,11 +110,10 @@ impl KillWorld {
         for commit in acknowledged.iter().take(10) {
             self.deliver(door, commit.clone()).await; // a redelivery changes nothing
         }
-        eventually("all that was acknowledged is done", async || {
-            let effects = self.effects.lock().unwrap();
-            acknowledged.iter().all(|commit| effects.contains_key(commit)).then_some(())
-        })
-        .await;
+        for commit in &acknowledged {
+            let done = async || self.effects.lock().unwrap().contains_key(commit).then_some(());
+            eventually(&format!("{commit}, which was acknowledged, is done"), done).await;
+        }
         let effects = self.effects.lock().unwrap();
         let twice: Vec<_> = effects.iter().filter(|(_, ids)| ids.len() > 1).collect();
         assert!(twice.is_empty(), "done twice: {twice:?}");
