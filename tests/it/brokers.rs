@@ -1,4 +1,4 @@
-//! What every broker keeps, and what RabbitMQ survives.
+//! What every broker keeps, and what `RabbitMQ` survives.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ fn a_bell(queue: &str) -> Bell {
 
 /// Fails where something that must happen does not.
 async fn soon<T>(what: &str, happens: impl Future<Output = T>) -> T {
-    let deadline = Duration::from_secs(60);
+    let deadline = Duration::from_mins(1);
     tokio::time::timeout(deadline, happens).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }
 

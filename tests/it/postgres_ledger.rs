@@ -23,7 +23,7 @@ async fn statistics_say(connection: &mut PgConnection, question: &'static str) {
             sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(Duration::from_secs(60), said).await.unwrap_or_else(|_| panic!("the statistics never say: {question}"));
+    timeout(Duration::from_mins(1), said).await.unwrap_or_else(|_| panic!("the statistics never say: {question}"));
 }
 
 #[tokio::test]

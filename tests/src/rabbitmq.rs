@@ -1,4 +1,4 @@
-//! A RabbitMQ node of a test's own, for tests that kill it.
+//! A `RabbitMQ` node of a test's own, for tests that kill it.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// A loaded machine takes its time to start one.
-const START_WITHIN: Duration = Duration::from_secs(120);
+const START_WITHIN: Duration = Duration::from_mins(2);
 
 /// A running, or killed, node. Ends with the test, however that ends.
 pub struct RabbitNode {

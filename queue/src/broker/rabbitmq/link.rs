@@ -149,7 +149,7 @@ async fn supervise(uri: AMQPUri, tell: watch::Sender<Option<Live>>, stop: Cancel
                 tell.send_replace(Some(live));
             }
             Err(fault) => {
-                warn!(host = uri.authority.host, error = fault.text, "cannot connect to the broker; trying again")
+                warn!(host = uri.authority.host, error = fault.text, "cannot connect to the broker; trying again");
             }
         }
     }

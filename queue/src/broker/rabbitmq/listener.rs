@@ -55,29 +55,6 @@ impl Ear {
         let (link, queue) = (self.link.clone(), self.queue.clone());
         self.state = State::Opening(Box::pin(subscribe(link, queue, pause)));
     }
-
-    /// Makes a bell of a message. What is none is refused for good: it would come back for ever.
-    fn read(&self, subscription: &Subscription, delivery: Delivery) -> Option<Heard> {
-        let (acker, live) = (delivery.acker.clone(), subscription.live.clone());
-        match serde_json::from_slice::<Bell>(&delivery.data) {
-            Ok(bell) if bell.queue == self.queue => {
-                let (acker_back, live_back) = (delivery.acker, live.clone());
-                let take = answer(live, async move { acker.ack(BasicAckOptions::default()).await });
-                let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-                let give_back = answer(live_back, async move { acker_back.nack(nack).await });
-                Some(Heard::new(bell, take, give_back))
-            }
-            Ok(_) | Err(_) => {
-                warn!(
-                    queue = self.queue,
-                    bytes = delivery.data.len(),
-                    "refused a message that is no bell of this queue"
-                );
-                answer(live, async move { acker.reject(BasicRejectOptions { requeue: false }).await })();
-                None
-            }
-        }
-    }
 }
 
 #[async_trait]
@@ -87,28 +64,45 @@ impl Listener for Ear {
             match &mut self.state {
                 State::Paused => self.open_after(Duration::ZERO),
                 State::Opening(opening) => self.state = State::Listening(opening.await),
-                State::Listening(subscription) => match subscription.consumer.next().await {
-                    Some(Ok(delivery)) => {
+                State::Listening(subscription) => {
+                    if let Some(Ok(delivery)) = subscription.consumer.next().await {
                         self.pauses.reset(u32::MAX);
-                        let State::Listening(subscription) = &self.state else { continue };
-                        if let Some(heard) = self.read(subscription, delivery) {
+                        if let Some(heard) = read(&self.queue, &subscription.live, delivery) {
                             return heard;
                         }
-                    }
-                    // The connection or the channel is gone, or the broker ended the consumer (a deleted queue, its own
-                    // timeout): it does not say which, and a new channel is right for all.
-                    Some(Err(_)) | None => {
+                    } else {
+                        // The connection or the channel is gone, or the broker ended the consumer (a deleted queue, its
+                        // own timeout): it does not say which, and a new channel is right for all.
                         debug!(queue = self.queue, "the consumer ended; listening again");
                         let pause = self.pauses.next_pause().unwrap_or(LONGEST_PAUSE);
                         self.open_after(pause);
                     }
-                },
+                }
             }
         }
     }
 
     async fn pause(&mut self) {
         self.state = State::Paused;
+    }
+}
+
+/// Makes a bell of a message. What is none is refused for good: it would come back for ever.
+fn read(queue: &str, live: &Live, delivery: Delivery) -> Option<Heard> {
+    let acker = delivery.acker;
+    match serde_json::from_slice::<Bell>(&delivery.data) {
+        Ok(bell) if bell.queue == queue => {
+            let other = acker.clone();
+            let take = answer(live.clone(), async move { acker.ack(BasicAckOptions::default()).await });
+            let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            let give_back = answer(live.clone(), async move { other.nack(nack).await });
+            Some(Heard::new(bell, take, give_back))
+        }
+        Ok(_) | Err(_) => {
+            warn!(queue, bytes = delivery.data.len(), "refused a message that is no bell of this queue");
+            answer(live.clone(), async move { acker.reject(BasicRejectOptions { requeue: false }).await })();
+            None
+        }
     }
 }
 

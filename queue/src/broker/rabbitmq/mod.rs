@@ -1,4 +1,4 @@
-//! RabbitMQ: one quorum queue for each of ours. Works on 3.10 and later, with no plugin.
+//! `RabbitMQ`: one quorum queue for each of ours. Works on 3.10 and later, with no plugin.
 //!
 //! lapin's own recovery is not used: it restores neither prefetch nor a channel that one error closed, and gives up in the
 //! end. Here each connection has a supervisor ([`link`]), every call has a deadline, and whatever goes wrong ends in one

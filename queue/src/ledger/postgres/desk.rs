@@ -17,7 +17,7 @@ use crate::bell::Bells;
 use crate::queue::bells_of;
 
 /// How long a retried job's key is held: what was first asked for is not kept with the job.
-const KEY_OF_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
+const KEY_OF_RETRY: Duration = Duration::from_hours(24);
 
 #[async_trait]
 impl Desk for Postgres {

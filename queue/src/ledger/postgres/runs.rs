@@ -171,7 +171,9 @@ pub(super) async fn tell(
     bells: &mut Bells,
 ) -> Result<(), LedgerError> {
     insert_jobs(tx, &notices, now).await?;
-    notices.iter().for_each(|notice| bells.add_new(notice));
+    for notice in &notices {
+        bells.add_new(notice);
+    }
     Ok(())
 }
 

@@ -49,7 +49,9 @@ impl Upkeep for Postgres {
             .await
             .map_err(unknown)?;
             let mut bells = Bells::default();
-            due.iter().for_each(|(job, queue)| bells.add(queue, JobId(*job), &TraceContext::default()));
+            for (job, queue) in &due {
+                bells.add(queue, JobId(*job), &TraceContext::default());
+            }
             // A failure to say what comes next must not hide what was promoted: then the promoter looks at its usual time.
             let next = next_due(&mut connection).await.ok().flatten();
             Ok(Promoted { bells, next: next.map(moment) })
