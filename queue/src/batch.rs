@@ -36,7 +36,7 @@ impl<Item: Send + Sync + 'static, Answer: Send + 'static> Batcher<Item, Answer> 
         let writer = async move {
             let mut batch = Vec::with_capacity(LARGEST_BATCH);
             while waiting.recv_many(&mut batch, LARGEST_BATCH).await > 0 {
-                write(&commit, batch.drain(..).collect()).await;
+                write(&commit, std::mem::take(&mut batch)).await;
             }
         };
         // A root of its own: a batch belongs to many requests, not to the one that happened to start the writer.

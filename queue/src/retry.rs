@@ -28,17 +28,17 @@ impl RetryPolicy {
     /// For work that nobody waits for: up to 12 failures in up to a day, waits up to an hour.
     pub const PATIENT: Self = Self {
         first: Duration::from_secs(10),
-        longest: Duration::from_secs(60 * 60),
+        longest: Duration::from_hours(1),
         max_failures: 12,
-        max_age: Duration::from_secs(24 * 60 * 60),
+        max_age: Duration::from_hours(24),
     };
 
     /// For work that a person waits for: up to 5 failures in up to an hour, waits up to a minute.
     pub const PROMPT: Self = Self {
         first: Duration::from_secs(2),
-        longest: Duration::from_secs(60),
+        longest: Duration::from_mins(1),
         max_failures: 5,
-        max_age: Duration::from_secs(60 * 60),
+        max_age: Duration::from_hours(1),
     };
 
     /// When to try again after the given number of failures, this one included; none where the job is to be given up.
@@ -128,9 +128,9 @@ mod tests {
 
     const POLICY: RetryPolicy = RetryPolicy {
         first: Duration::from_secs(1),
-        longest: Duration::from_secs(60),
+        longest: Duration::from_mins(1),
         max_failures: 10,
-        max_age: Duration::from_secs(3600),
+        max_age: Duration::from_hours(1),
     };
 
     fn wait(failures: u32, asked: Option<Duration>, chance: f64) -> Option<i64> {
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_the_other_side_asks_for_is_waited_even_beyond_the_longest() {
-        assert_eq!(wait(1, Some(Duration::from_secs(600)), 0.1), Some(600));
+        assert_eq!(wait(1, Some(Duration::from_mins(10)), 0.1), Some(600));
         assert_eq!(wait(7, Some(Duration::from_secs(2)), 1.0), Some(60));
     }
 
@@ -155,7 +155,7 @@ mod tests {
     fn too_many_failures_and_too_old_a_job_end_it() {
         assert_eq!(wait(10, None, 0.5), None);
         let created = Timestamp::UNIX_EPOCH;
-        assert_eq!(POLICY.next(1, created, None, later(created, Duration::from_secs(3600)), 0.5), None);
+        assert_eq!(POLICY.next(1, created, None, later(created, Duration::from_hours(1)), 0.5), None);
     }
 
     #[test]

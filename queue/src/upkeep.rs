@@ -19,7 +19,7 @@ const RESCUE_EVERY: Duration = Duration::from_secs(5);
 /// The database's time is sampled so often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// What has expired is forgotten so often.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_EVERY: Duration = Duration::from_mins(1);
 /// At most so many rows in one transaction; a full one is followed at once by the next.
 const ROWS: u32 = 500;
 

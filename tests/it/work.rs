@@ -18,7 +18,7 @@ use worker::{Context, Failure, Handler, Output, Registry, WorkerConfig, jobs};
 
 /// No waits between attempts, and two failures end it.
 const AT_ONCE: RetryPolicy =
-    RetryPolicy { first: Duration::ZERO, longest: Duration::ZERO, max_failures: 2, max_age: Duration::from_secs(3600) };
+    RetryPolicy { first: Duration::ZERO, longest: Duration::ZERO, max_failures: 2, max_age: Duration::from_hours(1) };
 
 #[tokio::test]
 async fn a_job_goes_from_enqueue_to_completed_with_its_steps() {
@@ -156,7 +156,7 @@ async fn claim_elsewhere(porter: &Porter) -> AttemptId {
         kinds: vec!["suspect".into()],
         limit: 1,
         worker: WorkerId::at(now),
-        lease: Duration::from_secs(3600),
+        lease: Duration::from_hours(1),
     };
     porter.ledger.inner().claim(&claim, now).await.unwrap()[0].id
 }
@@ -212,7 +212,7 @@ impl Handler for Endless {
     const KIND: &'static str = "endless";
     const SUMMARY: &'static str = "runs until it is stopped";
     const RETRY: RetryPolicy = AT_ONCE;
-    const TIME_LIMIT: Duration = Duration::from_secs(3600);
+    const TIME_LIMIT: Duration = Duration::from_hours(1);
 
     async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
         std::future::pending().await
@@ -236,7 +236,7 @@ impl Handler for Watched {
     const KIND: &'static str = "watched";
     const SUMMARY: &'static str = "says when it is dropped";
     const RETRY: RetryPolicy = AT_ONCE;
-    const TIME_LIMIT: Duration = Duration::from_secs(3600);
+    const TIME_LIMIT: Duration = Duration::from_hours(1);
 
     async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
         let _says = SaysWhenDropped;
@@ -253,7 +253,7 @@ impl Handler for Neighbour {
     const KIND: &'static str = "neighbour";
     const SUMMARY: &'static str = "runs until the test lets it end";
     const RETRY: RetryPolicy = AT_ONCE;
-    const TIME_LIMIT: Duration = Duration::from_secs(3600);
+    const TIME_LIMIT: Duration = Duration::from_hours(1);
 
     async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
         COMPANY.fetch_add(1, Ordering::SeqCst);
@@ -273,7 +273,7 @@ impl Handler for Suspect {
     const SUMMARY: &'static str = "notes whether anybody else runs";
     const QUEUE: &'static str = "suspects";
     const RETRY: RetryPolicy = AT_ONCE;
-    const TIME_LIMIT: Duration = Duration::from_secs(3600);
+    const TIME_LIMIT: Duration = Duration::from_hours(1);
 
     async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
         MET_OTHERS.fetch_or(COMPANY.load(Ordering::SeqCst) > 0, Ordering::SeqCst);
@@ -293,7 +293,7 @@ impl Handler for Counted {
     const KIND: &'static str = "counted";
     const SUMMARY: &'static str = "counts how many run at once";
     const RETRY: RetryPolicy = AT_ONCE;
-    const TIME_LIMIT: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_mins(1);
 
     async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
         MOST_AT_ONCE.fetch_max(AT_ONCE_NOW.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);

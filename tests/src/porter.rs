@@ -15,7 +15,7 @@ use worker::{Registry, Worker, WorkerConfig, World, WorldConfig};
 use crate::faulty::FaultyLedger;
 
 /// Longer than anything here takes: when it passes, the test has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The worker's lease: short, so that heartbeats and fences come soon.
 pub const LEASE: Duration = Duration::from_millis(600);

@@ -27,7 +27,7 @@ use crate::world::World;
 const CRASHES_BEFORE_ALONE: i32 = 2;
 
 /// How long a job that must run alone waits for its neighbours to end before it is put off.
-const PATIENCE_FOR_NEIGHBOURS: Duration = Duration::from_secs(60);
+const PATIENCE_FOR_NEIGHBOURS: Duration = Duration::from_mins(1);
 
 /// An output larger than this is refused: outputs are for conditions and messages, not for data.
 const LARGEST_OUTPUT: usize = 64 * 1024;

@@ -114,7 +114,7 @@ pub fn http_client() -> reqwest::Client {
         .user_agent(concat!("nightporter/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_secs(5)) // below each call's own deadline, so that one can tell them apart
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_mins(1))
         .build()
         .expect("the TLS library is set up")
 }

@@ -56,7 +56,7 @@ pub enum LedgerError {
 }
 
 /// How long the ids, digests and bodies' fingerprints of deliveries are remembered: longer than any sender repeats.
-pub const DELIVERY_MEMORY: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+pub const DELIVERY_MEMORY: Duration = Duration::from_hours(9600);
 
 /// A verified delivery, ready to be booked.
 #[derive(Clone, Debug)]

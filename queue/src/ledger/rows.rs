@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn a_known_body_is_held_by_the_rule_of_its_type() {
         let (seen, hour) = (moment(0), moment(3_600_000_000));
-        let after = Repeats::AreHeldAfter(Duration::from_secs(600));
+        let after = Repeats::AreHeldAfter(Duration::from_mins(10));
         assert_eq!(standing_of_repeat(Repeats::AreNew, Some(seen), hour), Standing::Accepted);
         assert_eq!(standing_of_repeat(Repeats::AreHeld, Some(seen), hour), Standing::Held);
         assert_eq!(standing_of_repeat(Repeats::AreHeld, None, hour), Standing::Accepted);

@@ -36,7 +36,7 @@ impl Handler for Noop {
     const KIND: &'static str = "noop";
     const SUMMARY: &'static str = "does nothing, for trying things out and for benchmarks";
     const RETRY: RetryPolicy = RetryPolicy::PROMPT;
-    const TIME_LIMIT: Duration = Duration::from_secs(600);
+    const TIME_LIMIT: Duration = Duration::from_mins(10);
 
     fn output() -> Value {
         json!({"message": null})

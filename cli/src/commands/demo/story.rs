@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::output::print;
 
 /// The whole story ends within this, or it has failed.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How often a person's eye wants to see what is new.
 const LOOK: Duration = Duration::from_millis(40);
@@ -164,8 +164,8 @@ impl Story<'_> {
             };
             if arrived.job == job {
                 self.line("team got", &format!("“{}” (signature verified)", arrived.title))?;
-                let lines = arrived.text.lines().filter(|line| !line.is_empty());
-                return lines.map(|line| self.line("", line)).collect();
+                let mut lines = arrived.text.lines().filter(|line| !line.is_empty());
+                return lines.try_for_each(|line| self.line("", line));
             }
         }
     }

@@ -175,7 +175,7 @@ async fn take_key_again(tx: &mut SqliteConnection, job: JobId, now: Timestamp) -
 }
 
 /// How long a retried job's key is held: what was first asked for is not kept with the job.
-const KEY_OF_RETRY: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
+const KEY_OF_RETRY: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// The attempt that ended the job stood in its history row, which goes.
 async fn record_last_attempt(tx: &mut SqliteConnection, job: JobId) -> Result<(), LedgerError> {

@@ -260,10 +260,10 @@ async fn put_off(
         .execute(&mut *tx)
         .await
         .map_err(unavailable)?;
-        if end.outcome.state() == JobState::Available {
-            if let Some(job) = held.get(&end.attempt.job.0) {
-                bells.add(&job.queue, end.attempt.job, &schemas::TraceContext::default());
-            }
+        if end.outcome.state() == JobState::Available
+            && let Some(job) = held.get(&end.attempt.job.0)
+        {
+            bells.add(&job.queue, end.attempt.job, &schemas::TraceContext::default());
         }
     }
     Ok(())
