@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::ledger::LedgerError;
 
@@ -27,7 +27,7 @@ struct Waiting<Item, Answer> {
 
 impl<Item: Send + Sync + 'static, Answer: Send + 'static> Batcher<Item, Answer> {
     /// Starts the writer. `commit` writes a batch in one transaction and answers for each item, in order.
-    pub(crate) fn start<F, Fut>(name: &'static str, commit: F) -> Self
+    pub(crate) fn start<F, Fut>(commit: F) -> Self
     where
         F: Fn(Arc<Vec<Item>>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Vec<Answer>, LedgerError>> + Send,
@@ -39,8 +39,8 @@ impl<Item: Send + Sync + 'static, Answer: Send + 'static> Batcher<Item, Answer> 
                 write(&commit, std::mem::take(&mut batch)).await;
             }
         };
-        // A root of its own: a batch belongs to many requests, not to the one that happened to start the writer.
-        tokio::spawn(writer.instrument(tracing::info_span!(parent: None, "batcher", name)));
+        // In no span: a batch belongs to many requests, not to the one that happened to start the writer.
+        tokio::spawn(writer.instrument(Span::none()));
         Self { items }
     }
 
@@ -94,7 +94,7 @@ mod tests {
 
     /// A writer that notes the size of each batch and commits when it is let; an odd item above 100 is bad.
     fn writer(gate: Arc<Semaphore>, sizes: Arc<Mutex<Vec<usize>>>) -> Batcher<u32, u32> {
-        Batcher::start("test", move |items: Arc<Vec<u32>>| {
+        Batcher::start(move |items: Arc<Vec<u32>>| {
             let (gate, sizes) = (Arc::clone(&gate), Arc::clone(&sizes));
             async move {
                 gate.acquire().await.unwrap().forget();
@@ -140,7 +140,7 @@ mod tests {
     async fn a_caller_that_goes_away_cancels_nothing() {
         let committed = Arc::new(AtomicBool::new(false));
         let (gate, done) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-        let batcher = Batcher::start("test", {
+        let batcher = Batcher::start({
             let (committed, gate, done) = (Arc::clone(&committed), Arc::clone(&gate), Arc::clone(&done));
             move |items: Arc<Vec<u32>>| {
                 let (committed, gate, done) = (Arc::clone(&committed), Arc::clone(&gate), Arc::clone(&done));

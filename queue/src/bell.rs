@@ -8,9 +8,10 @@ use schemars::JsonSchema;
 use schemas::{JobId, NewJob, TraceContext};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tracing::warn;
+use tracing::{Span, info_span, warn};
 
 use crate::broker::Broker;
+use crate::trace;
 
 /// Says that `count` jobs of a queue became available. It may be lost, doubled or coalesced without harm: the ledger
 /// chooses what a claim gets. Well under 1 KiB as JSON.
@@ -96,8 +97,10 @@ impl Ringer {
                 rope.pulled.notified().await;
                 while let Some(bells) = rope.take() {
                     // Only said: the jobs are in the ledger, and whoever polls will find them.
+                    let spans: Vec<Span> = bells.iter().map(span_of).collect();
                     if let Err(error) = broker.ring(&bells).await {
                         warn!(error = &error as &dyn std::error::Error, bells = bells.len(), "bells did not ring");
+                        spans.iter().for_each(|span| drop(span.record("otel.status_code", "ERROR")));
                     }
                 }
                 rope.quiet.notify_waiters();
@@ -125,6 +128,24 @@ impl Ringer {
             let _given_up = tokio::time::timeout(patience, quiet).await;
         }
     }
+}
+
+/// The producer span of a bell, in the trace of the job that it names.
+fn span_of(bell: &Bell) -> Span {
+    let span = info_span!(
+        parent: None,
+        "publish",
+        otel.name = format!("publish {}", bell.queue),
+        otel.kind = "producer",
+        otel.status_code = tracing::field::Empty,
+        messaging.system = "nightporter",
+        messaging.operation.name = "publish",
+        messaging.operation.type = "send",
+        messaging.destination.name = bell.queue,
+        messaging.batch.message_count = bell.count,
+    );
+    trace::set_parent(&span, &bell.trace);
+    span
 }
 
 impl Rope {

@@ -194,7 +194,7 @@ pub(crate) fn bells_of(jobs: &[NewJob], runs: &[NewRun]) -> Bells {
 
 fn intake_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, ringer: &Ringer) -> Batcher<NewDelivery, Receipt> {
     let (ledger, clock, ringer) = (Arc::clone(ledger), clock.clone(), ringer.clone());
-    Batcher::start("deliveries", move |deliveries: Arc<Vec<NewDelivery>>| {
+    Batcher::start(move |deliveries: Arc<Vec<NewDelivery>>| {
         let (ledger, clock, ringer) = (Arc::clone(&ledger), clock.clone(), ringer.clone());
         async move {
             let receipts = ledger.accept(&deliveries, clock.now()).await?;
@@ -215,7 +215,7 @@ fn job_writer(
     put_off: &Arc<Notify>,
 ) -> Batcher<NewJob, Enqueued<JobId>> {
     let (ledger, clock, ringer, put_off) = (Arc::clone(ledger), clock.clone(), ringer.clone(), Arc::clone(put_off));
-    Batcher::start("jobs", move |jobs: Arc<Vec<NewJob>>| {
+    Batcher::start(move |jobs: Arc<Vec<NewJob>>| {
         let (ledger, clock, ringer, put_off) =
             (Arc::clone(&ledger), clock.clone(), ringer.clone(), Arc::clone(&put_off));
         async move {
@@ -240,7 +240,7 @@ fn end_writer(
     put_off: &Arc<Notify>,
 ) -> Batcher<Ended, bool> {
     let (ledger, clock, ringer, put_off) = (Arc::clone(ledger), clock.clone(), ringer.clone(), Arc::clone(put_off));
-    Batcher::start("ends", move |ends: Arc<Vec<Ended>>| {
+    Batcher::start(move |ends: Arc<Vec<Ended>>| {
         let (ledger, clock, ringer, put_off) =
             (Arc::clone(&ledger), clock.clone(), ringer.clone(), Arc::clone(&put_off));
         async move {

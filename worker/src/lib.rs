@@ -12,6 +12,7 @@ pub mod handler;
 mod heart;
 pub mod jobs;
 pub mod migrations;
+mod outside;
 pub mod notice;
 pub mod registry;
 pub mod stores;

@@ -8,8 +8,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
+use tracing::Span;
 
 use crate::handler::{Failure, OrFail};
+use crate::outside;
 
 /// So much of what a program complains about is kept: its beginning, where the cause stands.
 const COMPLAINTS: usize = 8 * 1024;
@@ -34,6 +36,8 @@ pub(super) struct Program {
     group: Group,
     complaints: JoinHandle<String>,
     hidden: Option<String>,
+    /// From its start to its end.
+    _span: Span,
 }
 
 /// A process group, killed when dropped.
@@ -67,7 +71,7 @@ impl Program {
         let mut child = command.spawn().or_retry(&format!("starting {}", path.display()))?;
         let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let complaints = tokio::spawn(keep_beginning(child.stderr.take()));
-        Ok(Self { name, child, group: Group(leader), complaints, hidden })
+        Ok(Self { name, child, group: Group(leader), complaints, hidden, _span: outside::program(name) })
     }
 
     pub(super) fn take_output(&mut self) -> Result<ChildStdout, Failure> {

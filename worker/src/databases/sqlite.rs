@@ -13,8 +13,10 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::program::not_read;
+use tracing::Instrument;
 use super::{Database, Dump, DumpFacts, Tool};
 use crate::handler::{Failure, OrFail};
+use crate::outside;
 use crate::migrations::History;
 
 /// Waits so long for a writer of the application.
@@ -135,7 +137,8 @@ async fn open(path: &Path) -> Result<SqliteConnection, Failure> {
 async fn copy_into(from: &Path, to: &Path) -> Result<String, Failure> {
     let mut connection = open(from).await?;
     let to = to.to_str().ok_or_else(|| Failure::discard(anyhow::anyhow!("the database's path is not text")))?;
-    let copied = tokio::time::timeout(COPY_DEADLINE, sqlx::query("VACUUM INTO ?").bind(to).execute(&mut connection));
+    let copying = sqlx::query("VACUUM INTO ?").bind(to).execute(&mut connection);
+    let copied = tokio::time::timeout(COPY_DEADLINE, copying.instrument(outside::database("sqlite", "copy")));
     copied
         .await
         .or_retry("copying the database took too long")?

@@ -12,11 +12,13 @@ use schemars::JsonSchema;
 use schemas::{Key, Names, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tracing::Instrument;
 
 use super::plan::check_database;
 use crate::context::{Context, Step};
 use crate::databases::Tool;
 use crate::handler::{Failure, Handler, OrFail, Output};
+use crate::outside;
 use crate::migrations::folder::{Folder, SourceFile};
 use crate::migrations::plan::{Bound, Comparison, Plan, Refusal};
 use crate::migrations::{AppliedState, History, Migration, source, statements};
@@ -185,7 +187,8 @@ impl Migrate {
 
 async fn apply_all(pending: &[&Migration], history: &mut dyn History) -> Result<(), Failure> {
     for migration in pending {
-        history.apply(migration).await?;
+        let span = outside::database(history.engine().system(), "migrate");
+        history.apply(migration).instrument(span).await?;
         tracing::info!(migration = migration.name, "applied");
     }
     Ok(())

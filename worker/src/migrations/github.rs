@@ -11,9 +11,11 @@ use schemas::Timestamp;
 use secrets::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tracing::Instrument;
 use url::Url;
 
 use crate::handler::{Failure, OrFail};
+use crate::outside;
 use crate::migrations::folder::{LARGEST_FILE, SourceFile, is_read, text_of};
 
 /// Each request.
@@ -156,7 +158,8 @@ impl Repository<'_> {
             .header("x-github-api-version", "2022-11-28")
             .header("user-agent", "nightporter")
             .timeout(DEADLINE);
-        let response = request.send().await.or_retry(what)?;
+        let span = outside::github(self.api_url.host_str());
+        let response = request.send().instrument(span).await.or_retry(what)?;
         if response.status().is_success() {
             return response.json().await.or_retry(what);
         }

@@ -35,6 +35,16 @@ pub enum Engine {
     Sqlite,
 }
 
+impl Engine {
+    /// As OpenTelemetry's conventions name it.
+    pub(crate) const fn system(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgresql",
+            Self::Sqlite => "sqlite",
+        }
+    }
+}
+
 /// One migration of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Migration {

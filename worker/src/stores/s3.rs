@@ -22,11 +22,13 @@ use futures_util::{StreamExt, stream};
 use queue::retry::Pauses;
 use schemas::Timestamp;
 use tokio_util::io::StreamReader;
+use tracing::{Instrument, Span};
 use url::Url;
 
 use super::s3_upload::S3Upload;
 use super::{Body, ObjectInfo, Put, Store, Upload, checked};
 use crate::handler::Failure;
+use crate::outside;
 
 /// An object is read in ranges of so many bytes.
 const RANGE: u64 = 8 * 1024 * 1024;
@@ -175,6 +177,11 @@ fn deadlines() -> TimeoutConfig {
 }
 
 impl Place {
+    /// The client span of a call.
+    pub(super) fn span(&self, operation: &'static str) -> Span {
+        outside::s3(operation, &self.bucket)
+    }
+
     pub(super) fn full(&self, key: &str) -> Result<String, Failure> {
         Ok(format!("{}{}", self.prefix, checked(key)?))
     }
@@ -183,7 +190,7 @@ impl Place {
     pub(super) async fn put(&self, key: &str, bytes: Bytes, class: Option<StorageClass>) -> Result<Put, Failure> {
         let put = self.client.put_object().bucket(&self.bucket).key(self.full(key)?).if_none_match("*");
         let put = put.set_storage_class(class).set_checksum_algorithm(self.checksum.clone());
-        match put.body(ByteStream::from(bytes)).send().await {
+        match put.body(ByteStream::from(bytes)).send().instrument(self.span("PutObject")).await {
             Ok(_) => Ok(Put::Written),
             Err(error) if is_there_already(&error) => Ok(Put::AlreadyThere),
             Err(error) => Err(failure(&error, &format!("writing {key}"))),
@@ -192,7 +199,7 @@ impl Place {
 
     async fn head(&self, key: &str) -> Result<Option<(ObjectInfo, String)>, Failure> {
         let head = self.client.head_object().bucket(&self.bucket).key(self.full(key)?);
-        let head = match head.send().await {
+        let head = match head.send().instrument(self.span("HeadObject")).await {
             Ok(head) => head,
             Err(error) if status(&error) == Some(404) => return Ok(None),
             Err(error) => return Err(failure(&error, &format!("looking at {key}"))),
@@ -227,7 +234,8 @@ impl Place {
     async fn fetch(&self, key: &str, version: &str, start: u64, end: u64) -> Result<Bytes, (bool, String)> {
         let full = self.full(key).map_err(|failure| (false, failure.words()))?;
         let get = self.client.get_object().bucket(&self.bucket).key(full).if_match(version);
-        let got = get.range(format!("bytes={start}-{}", end - 1)).send().await;
+        let got = get.range(format!("bytes={start}-{}", end - 1));
+        let got = got.send().instrument(self.span("GetObject")).await;
         let body = got.map_err(|error| (is_transient(&error), DisplayErrorContext(&error).to_string()))?.body;
         let bytes = body.collect().await.map_err(|error| (true, error.to_string()))?;
         Ok(bytes.into_bytes())
@@ -235,7 +243,8 @@ impl Place {
 
     async fn delete_one(&self, key: &str) -> Result<(), Failure> {
         let full = self.full(key)?;
-        let deleted = self.client.delete_object().bucket(&self.bucket).key(&full).send().await;
+        let delete = self.client.delete_object().bucket(&self.bucket).key(&full);
+        let deleted = delete.send().instrument(self.span("DeleteObject")).await;
         deleted.map_err(|error| failure(&error, &format!("deleting {key}")))?;
         match self.head(key).await? {
             None => Ok(()),
@@ -277,7 +286,8 @@ impl Store for S3 {
         let place = &self.place;
         let full = format!("{}{prefix}", place.prefix);
         let pages = place.client.list_objects_v2().bucket(&place.bucket).prefix(full).into_paginator().send();
-        let pages: Vec<_> = pages.try_collect().await.map_err(|error| failure(&error, "listing the store"))?;
+        let pages = pages.try_collect().instrument(place.span("ListObjectsV2")).await;
+        let pages: Vec<_> = pages.map_err(|error| failure(&error, "listing the store"))?;
         let objects = pages.iter().flat_map(aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output::contents);
         let mut found: Vec<ObjectInfo> = objects
             .filter_map(|object| {
@@ -306,13 +316,13 @@ impl Store for S3 {
         loop {
             let list = place.client.list_multipart_uploads().bucket(&place.bucket).prefix(&full);
             let list = list.set_key_marker(after_key).set_upload_id_marker(after_upload);
-            let page = list.send().await.map_err(|error| failure(&error, "listing unfinished uploads"))?;
+            let page = list.send().instrument(place.span("ListMultipartUploads")).await.map_err(|error| failure(&error, "listing unfinished uploads"))?;
             for upload in page.uploads() {
                 let age = (now - timestamp(upload.initiated())).to_std().unwrap_or_default();
                 let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
                 if age >= older_than && key.starts_with(&full) {
                     let abort = place.client.abort_multipart_upload().bucket(&place.bucket).key(key).upload_id(id);
-                    match abort.send().await {
+                    match abort.send().instrument(place.span("AbortMultipartUpload")).await {
                         Err(error) if status(&error) != Some(404) => {
                             return Err(failure(&error, "aborting an unfinished upload"));
                         }

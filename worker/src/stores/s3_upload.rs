@@ -9,7 +9,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::{Bytes, BytesMut};
 use tokio::task::JoinSet;
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use super::s3::{Place, failure, is_there_already, status};
 use super::{Put, Upload};
@@ -109,7 +109,7 @@ impl Multipart {
             .set_storage_class(place.storage_class.clone())
             .set_checksum_algorithm(place.checksum.clone())
             .set_checksum_type(place.checksum.is_some().then_some(ChecksumType::FullObject));
-        let created = create.send().await.map_err(|error| failure(&error, &format!("beginning to upload {key}")))?;
+        let created = create.send().instrument(place.span("CreateMultipartUpload")).await.map_err(|error| failure(&error, &format!("beginning to upload {key}")))?;
         let id = created.upload_id().ok_or_else(|| Failure::retry(anyhow::anyhow!("the upload got no id")))?;
         Ok(Self {
             place: place.clone(),
@@ -133,7 +133,7 @@ impl Multipart {
         }
         self.last += 1;
         let (place, key, id, number) = (self.place.clone(), self.key.clone(), self.id.clone(), self.last);
-        self.under_way.spawn(async move { upload_part(&place, &key, &id, number, part).await });
+        self.under_way.spawn(async move { upload_part(&place, &key, &id, number, part).await }.in_current_span());
         Ok(())
     }
 
@@ -156,7 +156,7 @@ impl Multipart {
         let complete = place.client.complete_multipart_upload().bucket(&place.bucket).key(&full).upload_id(&self.id);
         let complete = complete.if_none_match("*").multipart_upload(parts);
         let complete = complete.set_checksum_type(place.checksum.is_some().then_some(ChecksumType::FullObject));
-        match complete.send().await {
+        match complete.send().instrument(place.span("CompleteMultipartUpload")).await {
             Ok(_) => {
                 self.settled = true;
                 Ok(Put::Written)
@@ -166,7 +166,8 @@ impl Multipart {
             // The answer is lost or makes no sense, or an earlier try whose answer was lost has completed the upload, so
             // that it is gone. Then the object says it; whether it is ours is seen when it is read back.
             Err(error) if matches!(status(&error), None | Some(200 | 404)) => {
-                let head = place.client.head_object().bucket(&place.bucket).key(&full).send().await;
+                let head = place.client.head_object().bucket(&place.bucket).key(&full);
+                let head = head.send().instrument(place.span("HeadObject")).await;
                 head.map(|_| Put::AlreadyThere).map_err(|_| failure(&error, &format!("finishing the upload of {key}")))
             }
             Err(error) => Err(failure(&error, &format!("finishing the upload of {key}"))),
@@ -186,7 +187,7 @@ impl Drop for Multipart {
 async fn upload_part(place: &Place, key: &str, id: &str, number: i32, part: Bytes) -> Result<CompletedPart, Failure> {
     let upload = place.client.upload_part().bucket(&place.bucket).key(place.full(key)?).upload_id(id);
     let upload = upload.part_number(number).set_checksum_algorithm(place.checksum.clone());
-    let sent = upload.body(ByteStream::from(part)).send().await;
+    let sent = upload.body(ByteStream::from(part)).send().instrument(place.span("UploadPart")).await;
     let sent = sent.map_err(|error| failure(&error, &format!("uploading part {number} of {key}")))?;
     let done = CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag().map(str::to_owned));
     Ok(done.set_checksum_crc64_nvme(sent.checksum_crc64_nvme().map(str::to_owned)).build())
