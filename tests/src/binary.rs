@@ -1,7 +1,9 @@
 //! The built binary, run in a folder of its own.
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -45,17 +47,26 @@ impl House {
         command
     }
 
-    /// Runs a command to its end.
+    /// Runs a command to its end, which comes before the deadline or fails the test.
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        let output = self.command(arguments).output().expect("the binary starts");
-        Ended::new(arguments, output)
+        let [out, err] = [(); 2].map(|()| tempfile::tempfile().expect("a temporary file"));
+        let clone = |file: &File| file.try_clone().expect("a second handle");
+        let mut command = self.command(arguments);
+        let mut child = command.stdout(clone(&out)).stderr(clone(&err)).spawn().expect("the binary starts");
+        let status = until(|| child.try_wait().expect("it can be waited for")).unwrap_or_else(|| {
+            let _gone = child.kill();
+            let _reaped = child.wait();
+            panic!("`{}` did not end in time:\n{}", arguments.join(" "), text_of(err.try_clone().expect("a handle")));
+        });
+        let code = status.code().unwrap_or(-1);
+        Ended { code, stdout: text_of(out), stderr: text_of(err), command: arguments.join(" ") }
     }
 
     /// Starts a role (`up`, `serve`, `work`) and waits until it listens.
     pub fn start(&self, role: &str) -> Running {
         let file = self.path(&format!("{role}.ready.json"));
         let _gone = std::fs::remove_file(&file);
-        let log = std::fs::File::create(self.path(&format!("{role}.log"))).expect("a log file");
+        let log = File::create(self.path(&format!("{role}.log"))).expect("a log file");
         let mut command = self.command(&[role, "--ready-file", &file.display().to_string()]);
         let mut child = command.stdout(Stdio::null()).stderr(log).spawn().expect("the binary starts");
         let log = || std::fs::read_to_string(self.path(&format!("{role}.log"))).unwrap_or_default();
@@ -119,15 +130,6 @@ pub struct Ended {
 }
 
 impl Ended {
-    fn new(arguments: &[&str], output: Output) -> Self {
-        Self {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
-            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
-            command: arguments.join(" "),
-        }
-    }
-
     /// Checks the exit code.
     #[allow(clippy::must_use_candidate, clippy::return_self_not_must_use)] // Often the code is all that is asked.
     pub fn exits(self, code: i32) -> Self {
@@ -152,6 +154,12 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
         std::thread::sleep(Duration::from_millis(10));
     }
     None
+}
+
+fn text_of(mut file: File) -> String {
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("UTF-8");
+    text
 }
 
 fn binary() -> PathBuf {
