@@ -100,7 +100,9 @@ impl Ringer {
                     let spans: Vec<Span> = bells.iter().map(span_of).collect();
                     if let Err(error) = broker.ring(&bells).await {
                         warn!(error = &error as &dyn std::error::Error, bells = bells.len(), "bells did not ring");
-                        spans.iter().for_each(|span| drop(span.record("otel.status_code", "ERROR")));
+                        for span in spans {
+                            span.record("otel.status_code", "ERROR");
+                        }
                     }
                 }
                 rope.quiet.notify_waiters();

@@ -9,4 +9,5 @@ mod migrations;
 mod notifications;
 mod postgres_ledger;
 mod stores;
+mod telemetry;
 mod work;

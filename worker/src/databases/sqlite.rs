@@ -13,11 +13,11 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::program::not_read;
-use tracing::Instrument;
 use super::{Database, Dump, DumpFacts, Tool};
 use crate::handler::{Failure, OrFail};
-use crate::outside;
 use crate::migrations::History;
+use crate::outside;
+use tracing::Instrument;
 
 /// Waits so long for a writer of the application.
 const BUSY: Duration = Duration::from_secs(30);

@@ -18,10 +18,10 @@ use super::plan::check_database;
 use crate::context::{Context, Step};
 use crate::databases::Tool;
 use crate::handler::{Failure, Handler, OrFail, Output};
-use crate::outside;
 use crate::migrations::folder::{Folder, SourceFile};
 use crate::migrations::plan::{Bound, Comparison, Plan, Refusal};
 use crate::migrations::{AppliedState, History, Migration, source, statements};
+use crate::outside;
 
 /// The arguments of `migrate`.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]

@@ -15,8 +15,8 @@ use tracing::Instrument;
 use url::Url;
 
 use crate::handler::{Failure, OrFail};
-use crate::outside;
 use crate::migrations::folder::{LARGEST_FILE, SourceFile, is_read, text_of};
+use crate::outside;
 
 /// Each request.
 const DEADLINE: Duration = Duration::from_secs(30);

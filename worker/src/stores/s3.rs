@@ -316,7 +316,11 @@ impl Store for S3 {
         loop {
             let list = place.client.list_multipart_uploads().bucket(&place.bucket).prefix(&full);
             let list = list.set_key_marker(after_key).set_upload_id_marker(after_upload);
-            let page = list.send().instrument(place.span("ListMultipartUploads")).await.map_err(|error| failure(&error, "listing unfinished uploads"))?;
+            let page = list
+                .send()
+                .instrument(place.span("ListMultipartUploads"))
+                .await
+                .map_err(|error| failure(&error, "listing unfinished uploads"))?;
             for upload in page.uploads() {
                 let age = (now - timestamp(upload.initiated())).to_std().unwrap_or_default();
                 let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };

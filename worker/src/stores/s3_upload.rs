@@ -109,7 +109,11 @@ impl Multipart {
             .set_storage_class(place.storage_class.clone())
             .set_checksum_algorithm(place.checksum.clone())
             .set_checksum_type(place.checksum.is_some().then_some(ChecksumType::FullObject));
-        let created = create.send().instrument(place.span("CreateMultipartUpload")).await.map_err(|error| failure(&error, &format!("beginning to upload {key}")))?;
+        let created = create
+            .send()
+            .instrument(place.span("CreateMultipartUpload"))
+            .await
+            .map_err(|error| failure(&error, &format!("beginning to upload {key}")))?;
         let id = created.upload_id().ok_or_else(|| Failure::retry(anyhow::anyhow!("the upload got no id")))?;
         Ok(Self {
             place: place.clone(),
