@@ -59,8 +59,8 @@ struct Ready {
     server: Option<SocketAddr>,
     /// Under which address senders reach it, where that is configured.
     public_url: Option<Url>,
-    /// The operators' address.
-    operators: SocketAddr,
+    /// The operators' address, or a worker's own for its health; none where it has none.
+    operators: Option<SocketAddr>,
 }
 
 /// Runs the roles until the process is told to stop.
@@ -80,11 +80,15 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     let stop = stop_on_signals()?;
     // Bound first: an address that is taken is said before anything is opened.
     let front = if roles.serves { Some(Listener::bind(config.server.listen, "server").await?) } else { None };
-    let house = Listener::bind(config.operators.listen, "operators").await?;
+    let house = match (roles.serves, config.worker.listen) {
+        (true, _) => Some(Listener::bind(config.operators.listen, "operators").await?),
+        (false, Some(listen)) => Some(Listener::bind(listen, "worker").await?),
+        (false, None) => None,
+    };
     let ready = Ready {
         server: front.as_ref().map(Listener::address),
         public_url: config.server.public_url.clone(),
-        operators: house.address(),
+        operators: house.as_ref().map(Listener::address),
     };
     let resolver = rooms::resolver(&config).await;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
@@ -92,19 +96,19 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     if roles.works {
         running.work(&config, &resolver);
     }
-    if let Some(front) = front {
-        let token = rooms::token(&config, &resolver, &ledger).await?;
-        let startable = config.startable.clone();
-        let door = rooms::door(config, queue.clone(), resolver)?;
-        let health = Health::new(queue.clone(), Some(door.clone()));
-        running.listen(
-            house,
-            health.clone().with_reasons().merge(console::router(console(queue, startable, token, &door))),
-        );
-        running.listen(front, health.public().merge(door.router()));
-        running.drain(door);
-    } else {
-        running.listen(house, Health::new(queue, None).with_reasons());
+    match (front, house) {
+        (Some(front), Some(house)) => {
+            let token = rooms::token(&config, &resolver, &ledger).await?;
+            let startable = config.startable.clone();
+            let door = rooms::door(config, queue.clone(), resolver)?;
+            let health = Health::new(queue.clone(), Some(door.clone()));
+            let api = console::router(console(queue, startable, token, &door));
+            running.listen(house, health.clone().with_reasons().merge(api));
+            running.listen(front, health.public().merge(door.router()));
+            running.drain(door);
+        }
+        (_, Some(house)) => running.listen(house, Health::new(queue, None).with_reasons()),
+        (_, None) => {}
     }
     announce(&ready, ready_file.as_deref())?;
     running.until_stopped().await
@@ -192,14 +196,15 @@ impl Running {
 
 /// Says where the process listens and what to try next.
 fn announce(ready: &Ready, file: Option<&Path>) -> Result<(), Failure> {
-    let house = ready.operators;
-    if let Some(server) = ready.server {
-        let outside = ready.public_url.as_ref().map_or_else(|| format!("http://{server}"), Url::to_string);
-        let outside = outside.trim_end_matches('/');
-        info!(%server, operators = %house, "listening: webhooks at {outside}/webhooks/<source>, API at http://{house}/api/v1");
-        info!("try `nightporter trigger <source> <type>`, then `nightporter events list`");
-    } else {
-        info!(operators = %house, "working; health at http://{house}/readyz");
+    match (ready.server, ready.operators) {
+        (Some(server), Some(house)) => {
+            let outside = ready.public_url.as_ref().map_or_else(|| format!("http://{server}"), Url::to_string);
+            let outside = outside.trim_end_matches('/');
+            info!(%server, operators = %house, "listening: webhooks at {outside}/webhooks/<source>, API at http://{house}/api/v1");
+            info!("try `nightporter trigger <source> <type>`, then `nightporter events list`");
+        }
+        (_, Some(house)) => info!("working; health at http://{house}/readyz"),
+        (_, None) => info!("working"),
     }
     let Some(path) = file else { return Ok(()) };
     let text = crate::output::json(ready)?;

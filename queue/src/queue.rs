@@ -125,9 +125,18 @@ impl Queue {
         self.0.jobs.submit(job).await
     }
 
-    /// Stores a run, and rings after the commit.
-    pub async fn start(&self, run: &NewRun) -> Result<Enqueued<RunId>, LedgerError> {
-        let started = self.0.ledger.start(run, self.0.clock.now()).await?;
+    /// Stores a job by hand, and rings after the commit.
+    pub async fn start_job(&self, job: &NewJob, by: &Operator) -> Result<Enqueued<JobId>, LedgerError> {
+        let started = self.0.ledger.start_job(job, by, self.0.clock.now()).await?;
+        if matches!(started, Enqueued::New(_)) {
+            self.ring(bells_of(std::slice::from_ref(job), &[]));
+        }
+        Ok(started)
+    }
+
+    /// Stores a run by hand, and rings after the commit.
+    pub async fn start_run(&self, run: &NewRun, by: &Operator) -> Result<Enqueued<RunId>, LedgerError> {
+        let started = self.0.ledger.start_run(run, by, self.0.clock.now()).await?;
         if matches!(started, Enqueued::New(_)) {
             self.ring(bells_of(&[], std::slice::from_ref(run)));
         }

@@ -48,6 +48,7 @@ on_every_engine![
     a_waiting_job_is_cancelled_at_once_and_a_running_one_through_its_heartbeat,
     a_retry_keeps_the_job_and_forgets_its_failures,
     a_retry_in_a_run_lets_what_was_skipped_wait_again,
+    what_is_started_by_hand_says_by_whom_and_why,
     verbs_on_the_wrong_state_are_conflicts,
     ends_of_a_batch_are_recorded_or_stale_one_by_one,
     claims_at_the_same_time_never_share_a_job,
@@ -423,6 +424,19 @@ async fn a_retry_in_a_run_lets_what_was_skipped_wait_again(t: TestLedger) {
     let states: Vec<JobState> = t.run_states(run.id).await.into_iter().map(|(_, state)| state).collect();
     assert_eq!(states, [JobState::Completed, JobState::Skipped, JobState::Completed, JobState::Completed]);
     assert_eq!(run_state(&t, run.id).await, RunState::Completed);
+}
+
+async fn what_is_started_by_hand_says_by_whom_and_why(t: TestLedger) {
+    let (job, run) = (keyed(&t, "a"), deploy(&t));
+    assert_eq!(t.ledger.start_job(&job, &ada(), t.now()).await.unwrap(), Enqueued::New(job.id));
+    let again = t.ledger.start_job(&keyed(&t, "a"), &ada(), t.now()).await.unwrap();
+    assert_eq!(again, Enqueued::Existing(job.id));
+    assert_eq!(t.ledger.start_run(&run, &ada(), t.now()).await.unwrap(), Enqueued::New(run.id));
+    assert_eq!(t.claim(10).await.len(), 2);
+    let audit = t.ledger.audit(10).await.unwrap();
+    let subjects: HashSet<String> = audit.iter().map(|line| line.subject.clone()).collect();
+    assert_eq!(subjects, [run.id.to_string(), job.id.to_string()].into(), "what started nothing is not in the audit");
+    assert!(audit.iter().all(|line| line.actor == "ada" && line.verb == "start" && line.reason == "it must"));
 }
 
 async fn verbs_on_the_wrong_state_are_conflicts(t: TestLedger) {

@@ -134,6 +134,14 @@ impl Upkeep for FaultyLedger {
 
 #[async_trait]
 impl Desk for FaultyLedger {
+    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+        self.pass("start_job")?.start_job(job, by, now).await
+    }
+
+    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        self.pass("start_run")?.start_run(run, by, now).await
+    }
+
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
         self.pass("cancel")?.cancel(job, by, now).await
     }

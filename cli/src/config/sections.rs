@@ -172,11 +172,14 @@ pub(crate) struct WorkerSection {
     pub(crate) queues: BTreeMap<String, usize>,
     /// How long running attempts may go on after the process was told to stop.
     pub(crate) grace: Span,
+    /// Where `work` answers `/healthz` and `/readyz`; nowhere where nothing is said, so that any number of workers run on
+    /// one machine.
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 impl Default for WorkerSection {
     fn default() -> Self {
-        Self { queues: BTreeMap::new(), grace: Span(Duration::from_secs(20)) }
+        Self { queues: BTreeMap::new(), grace: Span(Duration::from_secs(20)), listen: None }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use queue::ledger::Enqueued;
+use queue::ledger::{Enqueued, Operator};
 use queue::trace;
 use schemas::api::{RunView, StartAnswer, StartRequest};
 use schemas::runbook::Start;
@@ -81,9 +81,10 @@ async fn start_run(console: &Console, request: StartRequest, key: Option<Key>) -
     if !problems.is_empty() {
         return Err(ApiError::Wrong(problems));
     }
+    let reason = request.reason;
     let start = Start {
         actor: Some(ACTOR.into()),
-        reason: Some(request.reason),
+        reason: Some(reason.clone()),
         event: None,
         key,
         trace: trace::of(&Span::current()),
@@ -91,7 +92,7 @@ async fn start_run(console: &Console, request: StartRequest, key: Option<Key>) -
     let run = runbook
         .plan(&request.with, start, &console.catalog, console.queue.clock().now())
         .map_err(|problem| ApiError::Wrong(vec![problem]))?;
-    let started = console.queue.start(&run).await?;
+    let started = console.queue.start_run(&run, &by(reason)).await?;
     Ok(answer(started, |run| StartAnswer { run: Some(run), job: None, existing: false }))
 }
 
@@ -111,9 +112,12 @@ async fn start_job(console: &Console, request: StartRequest, key: Option<Key>) -
     }
     job.key = job.key.or(key);
     job.trace = trace::of(&Span::current());
-    tracing::info!(job.id = %job.id, job.kind = job.kind, actor = ACTOR, reason = request.reason, "started by hand");
-    let started = console.queue.enqueue(job).await.map_err(|failure| ApiError::from(&*failure))?;
+    let started = console.queue.start_job(&job, &by(request.reason)).await?;
     Ok(answer(started, |job| StartAnswer { run: None, job: Some(job), existing: false }))
+}
+
+fn by(reason: String) -> Operator {
+    Operator { actor: ACTOR.into(), reason }
 }
 
 fn unknown(console: &Console, name: &str) -> Problem {

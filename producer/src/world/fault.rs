@@ -125,6 +125,14 @@ impl Work for Faulty {
 
 #[async_trait]
 impl Desk for Faulty {
+    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+        Desk::start_job(&*self.ledger, job, by, now).await
+    }
+
+    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        Desk::start_run(&*self.ledger, run, by, now).await
+    }
+
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
         Desk::cancel(&*self.ledger, job, by, now).await
     }

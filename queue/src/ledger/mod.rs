@@ -321,6 +321,12 @@ pub trait Upkeep: Send + Sync {
 /// For operators. Each verb takes who and why, and writes its audit row in the same transaction.
 #[async_trait]
 pub trait Desk: Send + Sync {
+    /// Stores a job by hand.
+    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError>;
+
+    /// Stores a run by hand.
+    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError>;
+
     /// Ends a job: at once where it waits, through its next heartbeat where it runs. The state it is in now.
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError>;
 

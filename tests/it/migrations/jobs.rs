@@ -12,6 +12,7 @@ use schemas::{JobId, JobState, NewRun, PlannedJob, RunId, TraceContext};
 use secrets::SecretText;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tests::ledgers::ada;
 use tests::migration_world::{Files, Github, REPOSITORY, SOON, TOKEN, Target, apply_pending};
 use tests::porter::{LEASE, Porter, eventually};
 use worker::databases::{DatabaseConfig, MigrationsConfig, Tool};
@@ -96,7 +97,7 @@ async fn run_both(porter: &Porter, args: &Value, between: impl AsyncFnOnce()) ->
         key: None,
         trace: TraceContext::default(),
     };
-    porter.queue.start(&run).await.unwrap();
+    porter.queue.start_run(&run, &ada()).await.unwrap();
     let plan = ended(porter, ids[0]).await;
     between().await;
     std::fs::write(&sign, "").unwrap();

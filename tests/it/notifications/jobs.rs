@@ -14,6 +14,7 @@ use secrets::Resolver;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests::ledgers::ada;
 use tests::receiver::{Receiver, Reply};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -345,7 +346,7 @@ async fn the_end_of_a_run_is_told_with_each_of_its_jobs() {
     let runbook = Runbook::build("deploy", &runbook, &house.catalog).unwrap();
     let start = Start { actor: Some("a test".into()), ..Start::default() };
     let run = runbook.plan(&serde_json::Map::new(), start, &house.catalog, house.queue.clock().now()).unwrap();
-    house.queue.start(&run).await.unwrap();
+    house.queue.start_run(&run, &ada()).await.unwrap();
     house.receiver.requested(1).await;
     let said = house.said(0);
     let lines: Vec<&str> = said.lines().collect();

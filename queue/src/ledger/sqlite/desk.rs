@@ -1,12 +1,12 @@
 //! What operators do: each verb with its audit row, in one transaction.
 
 use async_trait::async_trait;
-use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, Standing, Timestamp, TraceContext};
+use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Timestamp, TraceContext};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::super::rows::{NodeRow, micros, state};
-use super::super::{Desk, LedgerError, Operator};
+use super::super::{Desk, Enqueued, LedgerError, Operator};
 use super::intake::{ids, insert_jobs, insert_run, take_key};
 use super::runs::{Ending, advance_run, end_jobs, node_rows};
 use super::{Sqlite, commit, in_time, unavailable};
@@ -16,6 +16,34 @@ use crate::queue::bells_of;
 
 #[async_trait]
 impl Desk for Sqlite {
+    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let enqueued = insert_jobs(&mut tx, std::slice::from_ref(job), now).await?[0];
+            if let Enqueued::New(job) = enqueued {
+                write_audit(&mut tx, by, "start", job.0, now).await?;
+            }
+            commit(tx).await?;
+            Ok(enqueued)
+        })
+        .await
+    }
+
+    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let started = insert_run(&mut tx, run, now).await?;
+            if let Enqueued::New(run) = started {
+                write_audit(&mut tx, by, "start", run.0, now).await?;
+            }
+            commit(tx).await?;
+            Ok(started)
+        })
+        .await
+    }
+
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
