@@ -364,3 +364,27 @@ url = 'file:backups'
     assert_eq!(broken.json()["broken"][0]["key"], json!(key));
     house.run(&["backups", "list", "--store", "her"]).exits(3);
 }
+
+#[test]
+fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
+    let house = House::new("");
+    let told = house.run(&["demo", "--once", "--dir", "."]).exits(0).stdout;
+    for part in ["github.push", "2 pending, additive", "read back and verified", "2 applied", "signature verified", "Done"] {
+        assert!(told.contains(part), "`{part}` is not told:\n{told}");
+    }
+    let mut sites = std::fs::read_dir(house.path(".")).unwrap().map(|entry| entry.unwrap().path());
+    let site = sites.find(|path| path.join("nightporter.toml").exists()).expect("the site");
+    let config = site.join("nightporter.toml").display().to_string();
+    assert!(house.run(&["check", "--config", &config]).exits(0).stdout.contains("is right"));
+    let backups = house.run(&["backups", "list", "--json", "--config", &config]).exits(0).json();
+    assert_eq!(backups["backups"].as_array().unwrap().len(), 1);
+    house.run(&["demo", "--once", "--dir", "no/such/folder"]).exits(1);
+}
+
+#[test]
+fn the_example_of_the_documentation_is_right() {
+    let page = include_str!("../../docs/getting-started.md");
+    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let house = House::new(example);
+    assert_eq!(house.run(&["check"]).exits(0).stdout.trim(), "nightporter.toml is right");
+}
