@@ -369,7 +369,9 @@ url = 'file:backups'
 fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
     let house = House::new("");
     let told = house.run(&["demo", "--once", "--dir", "."]).exits(0).stdout;
-    for part in ["github.push", "2 pending, additive", "read back and verified", "2 applied", "signature verified", "Done"] {
+    for part in
+        ["github.push", "2 pending, additive", "read back and verified", "2 applied", "signature verified", "Done"]
+    {
         assert!(told.contains(part), "`{part}` is not told:\n{told}");
     }
     let mut sites = std::fs::read_dir(house.path(".")).unwrap().map(|entry| entry.unwrap().path());
