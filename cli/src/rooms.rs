@@ -6,11 +6,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use producer::{Door, DoorConfig, Spool, SpoolLimits};
+use producer::{Door, DoorConfig, Sources, Spool, SpoolLimits};
 use queue::{NoticeOfDiscard, Queue, QueueConfig};
 use schemas::Catalog;
 use secrets::vaults::{AwsVault, Vault};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::client::token_path;
@@ -66,6 +67,17 @@ pub(crate) fn door(config: Config, queue: Queue, resolver: Arc<Resolver>) -> Res
         config_digest: config.digest,
         spool,
     }))
+}
+
+/// Says at the start what every delivery would say later: that a secret of a source has no value.
+pub(crate) async fn warn_of_missing_secrets(sources: &Sources, resolver: &Resolver) {
+    for source in sources.iter() {
+        for secret in source.secrets() {
+            if let Err(error) = resolver.resolve(secret).await {
+                warn!(source = source.name(), "its deliveries cannot be verified: {}", with_causes(&error));
+            }
+        }
+    }
 }
 
 /// The value of a secret that is needed to start.

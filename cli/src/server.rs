@@ -99,6 +99,7 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     match (front, house) {
         (Some(front), Some(house)) => {
             let token = rooms::token(&config, &resolver, &ledger).await?;
+            rooms::warn_of_missing_secrets(&config.sources, &resolver).await;
             let startable = config.startable.clone();
             let door = rooms::door(config, queue.clone(), resolver)?;
             let health = Health::new(queue.clone(), Some(door.clone()));

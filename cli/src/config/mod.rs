@@ -48,7 +48,7 @@ impl Checked {
     pub(crate) fn file(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Failure::usage(format!("cannot read the configuration {}: {error}", path.display()))
-                .help("name the file with --config or NIGHTPORTER_CONFIG; docs/configuration.md says what it holds")
+                .help("name the file with --config or NIGHTPORTER_CONFIG; docs/getting-started.md has one to begin with, and `nightporter demo` writes one that works")
         })?;
         let (config, findings) = read::read(&text);
         Ok(Self { path: path.to_owned(), config, findings })
