@@ -52,6 +52,7 @@ on_every_engine![
     ends_of_a_batch_are_recorded_or_stale_one_by_one,
     claims_at_the_same_time_never_share_a_job,
     discarding_stores_its_notice_in_the_same_transaction,
+    a_stale_end_in_one_batch_with_the_current_one_changes_nothing,
     what_has_expired_is_pruned,
     odd_text_survives,
     a_nul_in_a_text_wedges_nothing,
@@ -484,6 +485,19 @@ async fn discarding_stores_its_notice_in_the_same_transaction(t: TestLedger) {
     assert!(!t.finish(attempt, outcome(stale)).await);
     assert!(t.claim(10).await.is_empty(), "a stale end tells nobody");
 }
+async fn a_stale_end_in_one_batch_with_the_current_one_changes_nothing(t: TestLedger) {
+    let id = t.enqueue(&[t.job()]).await[0];
+    let stale = t.claim_one().await.id;
+    t.clock.advance(LEASE * 2);
+    t.rescue().await;
+    let current = t.claim_one().await.id;
+    let late = Ended { attempt: stale, outcome: Outcome::Retry { at: t.now(), error: "late".into() } };
+    let batch = [late, Ended { attempt: current, outcome: completed(None) }];
+    assert_eq!(t.ledger.finish(&batch, t.now()).await.unwrap().recorded, [false, true]);
+    let view = t.view(id).await;
+    assert_eq!((view.state, view.failures), (JobState::Completed, 0));
+}
+
 
 async fn what_has_expired_is_pruned(t: TestLedger) {
     t.ledger.enqueue(&[keyed(&t, "a"), keyed(&t, "b")], t.now()).await.unwrap();

@@ -225,7 +225,7 @@ const FINISH: &str = "
       insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
       select h.id, h.attempt, h.worker, coalesce(h.started_at, $9), $9, h.outcome, h.message
       from held h, go where h.put_off is not null)
-    select id, queue, run_id, new_state from held";
+    select id, attempt, queue, run_id, new_state from held";
 
 /// A running job whose attempt is not stale.
 #[derive(sqlx::FromRow)]
@@ -234,6 +234,7 @@ struct HeldJob {
     queue: String,
     run_id: Option<Uuid>,
     new_state: i16,
+    attempt: i32,
 }
 
 impl HeldJob {
@@ -247,7 +248,7 @@ impl HeldJob {
     }
 }
 
-/// Ends of attempts, column by column, in the order of their jobs; of several for one job only the first.
+/// Ends of attempts, column by column, in the order of their jobs; of several for one attempt only the first.
 #[derive(Default)]
 struct Ends<'a> {
     ids: Vec<Uuid>,
@@ -263,8 +264,9 @@ struct Ends<'a> {
 impl<'a> Ends<'a> {
     fn of(ended: &'a [Ended], now: Timestamp) -> Self {
         let mut sorted: Vec<&Ended> = ended.iter().collect();
-        sorted.sort_by_key(|end| end.attempt.job);
-        sorted.dedup_by_key(|end| end.attempt.job);
+        // By the attempt, not by the job: a stale end may come in one batch with the current one.
+        sorted.sort_by_key(|end| end.attempt);
+        sorted.dedup_by_key(|end| end.attempt);
         let mut ends = Self::default();
         for end in sorted {
             let (put_off, failed) = match &end.outcome {
@@ -316,7 +318,8 @@ impl<'a> Ends<'a> {
 /// What to answer, and the bells of the jobs that are available again.
 fn finished(ended: &[Ended], held: &HashMap<Uuid, HeldJob>) -> Finished {
     let mut seen = HashSet::new();
-    let recorded = ended.iter().map(|end| held.contains_key(&end.attempt.job.0) && seen.insert(end.attempt.job));
+    let is_held = |end: &Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
+    let recorded = ended.iter().map(|end| is_held(end) && seen.insert(end.attempt));
     let mut done = Finished { recorded: recorded.collect(), bells: Bells::default() };
     for job in held.values().filter(|job| job.new_state() == Some(JobState::Available)) {
         done.bells.add(&job.queue, JobId(job.id), &TraceContext::default());

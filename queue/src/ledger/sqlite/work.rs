@@ -158,8 +158,11 @@ impl Work for Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let held = held_by(&mut tx, ended).await?;
-            let recorded: Vec<bool> = ended.iter().map(|end| held.contains_key(&end.attempt.job.0)).collect();
-            let current: Vec<&Ended> = ended.iter().filter(|end| held.contains_key(&end.attempt.job.0)).collect();
+            // By the attempt, not by the job: a stale end may come in one batch with the current one.
+            let is_held =
+                |end: &&Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
+            let recorded: Vec<bool> = ended.iter().map(|end| is_held(&end)).collect();
+            let current: Vec<&Ended> = ended.iter().filter(is_held).collect();
             let mut bells = Bells::default();
             put_off(&mut tx, &current, now, &held, &mut bells).await?;
             let endings: Vec<Ending> = current.iter().filter_map(|end| ending(end)).collect();
@@ -200,13 +203,14 @@ impl Work for Sqlite {
 #[derive(sqlx::FromRow)]
 struct HeldJob {
     id: Uuid,
+    attempt: i32,
     queue: String,
     run_id: Option<Uuid>,
 }
 
 async fn held_by(tx: &mut SqliteConnection, ended: &[Ended]) -> Result<HashMap<Uuid, HeldJob>, LedgerError> {
     let held: Vec<HeldJob> = sqlx::query_as(
-        "select j.id, j.queue, j.run_id from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
+        "select j.id, j.attempt, j.queue, j.run_id from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
          where j.attempt = end.value ->> 'attempt' and j.state = 3",
     )
     .bind(fences(ended.iter().map(|end| &end.attempt)))
