@@ -46,6 +46,7 @@ on_every_engine![
     a_condition_that_errs_discards_its_job_and_tells,
     many_ends_of_one_run_at_once_settle_it,
     a_waiting_job_is_cancelled_at_once_and_a_running_one_through_its_heartbeat,
+    a_cancelled_job_is_not_put_off_by_an_attempt_that_ended_before_it_was_told,
     a_retry_keeps_the_job_and_forgets_its_failures,
     a_retry_in_a_run_lets_what_was_skipped_wait_again,
     verbs_on_the_wrong_state_are_conflicts,
@@ -395,6 +396,28 @@ async fn a_waiting_job_is_cancelled_at_once_and_a_running_one_through_its_heartb
 }
 
 async fn a_retry_keeps_the_job_and_forgets_its_failures(t: TestLedger) {
+async fn a_cancelled_job_is_not_put_off_by_an_attempt_that_ended_before_it_was_told(t: TestLedger) {
+    let at = later(t.now(), Duration::from_secs(10));
+    for outcome in [
+        Outcome::Retry { at, error: "no luck".into() },
+        Outcome::Snoozed { at, reason: "not yet".into() },
+        Outcome::Released,
+    ] {
+        let id = t.enqueue(&[t.job()]).await[0];
+        let attempt = t.claim_one().await.id;
+        t.ledger.cancel(id, &ada(), t.now()).await.unwrap();
+        let (recorded, bells) = t.finish_ringing(attempt, outcome).await;
+        assert!(recorded && bells.is_empty());
+        let view = t.view(id).await;
+        assert_eq!((view.state, view.reason.as_deref()), (JobState::Cancelled, Some("cancelled by ada: it must")));
+    }
+    let done = t.enqueue(&[t.job()]).await[0];
+    let attempt = t.claim_one().await.id;
+    t.ledger.cancel(done, &ada(), t.now()).await.unwrap();
+    t.finish(attempt, completed(None)).await;
+    assert_eq!(t.state(done).await, JobState::Completed, "what was done is done");
+}
+
     let id = t.enqueue(&[t.job()]).await[0];
     let first = t.claim_one().await.id;
     t.finish(first, Outcome::Retry { at: t.now(), error: "once".into() }).await;

@@ -192,15 +192,18 @@ const CLAIM: &str = "
 
 /// Writes the ends of attempts that are not stale, and says which those are. `$10` is false where nothing may be written
 /// if any of the jobs belongs to a run. An end with a `run_at` puts its job off, any other moves it to the history, where
-/// the last attempt stands; what failed lets go of its key.
+/// the last attempt stands; what failed lets go of its key. What an operator wants cancelled is not put off, though its
+/// attempt ended before a heartbeat told it.
 const FINISH: &str = "
     with u as (
       select * from unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bigint[], $5::integer[], $6::text[],
                            $7::text[], $8::text[])
            as u(id, attempt, new_state, put_off, failed, outcome, message, output)),
     held as materialized (
-      select j.id, j.queue, j.run_id, j.attempt, j.worker, j.started_at, u.new_state, u.put_off, u.failed, u.outcome,
-             u.message, u.output
+      select j.id, j.queue, j.run_id, j.attempt, j.worker, j.started_at, u.failed, u.outcome, u.output,
+             case when u.put_off is null or j.cancel is null then u.new_state else 7 end::smallint as new_state,
+             case when j.cancel is null then u.put_off end as put_off,
+             case when u.put_off is null or j.cancel is null then u.message else j.cancel end as message
       from u join job j on j.id = u.id where j.attempt = u.attempt and j.state + 0 = 3
       for update of j),
     go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null)),
@@ -231,10 +234,10 @@ const FINISH: &str = "
 #[derive(sqlx::FromRow)]
 struct HeldJob {
     id: Uuid,
+    attempt: i32,
     queue: String,
     run_id: Option<Uuid>,
     new_state: i16,
-    attempt: i32,
 }
 
 impl HeldJob {
