@@ -90,6 +90,19 @@ async fn a_worker_that_stops_gives_back_what_runs_at_no_cost() {
     assert_eq!(view.attempts[0].outcome.as_deref(), Some("interrupted"));
 }
 
+#[tokio::test]
+async fn a_backlog_that_no_bell_announces_is_worked_off_without_waiting_for_a_poll_for_each_claim() {
+    let permits = [("default".to_owned(), 1)].into();
+    let config = WorkerConfig { lease: LEASE, permits, ..WorkerConfig::default() };
+    let mut porter = Porter::start_with(jobs::registry(), config).await;
+    let backlog: Vec<_> = (0..40).map(|_| porter.job("noop", &json!({})).unwrap()).collect();
+    // Straight into the ledger: its bells are lost, as with a broker that was wiped.
+    porter.queue.ledger().enqueue(&backlog, porter.queue.clock().now()).await.unwrap();
+    let last = porter.enqueue("noop", json!({})).await;
+    porter.wait(last, JobState::Completed).await;
+    porter.stop().await;
+}
+
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::test]
