@@ -120,6 +120,25 @@ async fn an_attempt_whose_heartbeats_fail_is_stopped_and_records_nothing() {
 }
 
 #[tokio::test]
+async fn an_attempt_outlives_heartbeats_that_fail_in_passing() {
+    let config = WorkerConfig { lease: Duration::from_secs(3), ..WorkerConfig::default() };
+    let mut porter = Porter::start_with(Registry::default().with::<Endless>(), config).await;
+    let id = porter.enqueue("endless", json!({})).await;
+    porter.wait(id, JobState::Running).await;
+    // As after a restart of PostgreSQL: each connection of the pool fails once.
+    let before = porter.ledger.calls("heartbeat");
+    porter.ledger.break_methods(&["heartbeat", "rescue"]);
+    eventually("heartbeats failed", async || (porter.ledger.calls("heartbeat") >= before + 3).then_some(())).await;
+    porter.ledger.mend();
+    porter.ledger.break_methods(&["rescue"]);
+    let by = Operator { actor: "ada".into(), reason: "enough".into() };
+    porter.queue.cancel(id, &by).await.unwrap();
+    // By its own heartbeat: nobody else can.
+    assert_eq!(porter.wait(id, JobState::Cancelled).await.attempts.len(), 1);
+    porter.stop().await;
+}
+
+#[tokio::test]
 async fn an_outcome_is_recorded_when_the_ledger_comes_back_within_the_lease() {
     let config = WorkerConfig { lease: Duration::from_secs(30), ..WorkerConfig::default() };
     let mut porter = Porter::start_with(jobs::registry(), config).await;
