@@ -2,8 +2,10 @@
 //! item never waits for company.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument, Span};
 
@@ -60,7 +62,9 @@ where
 {
     let (items, callers): (Vec<Item>, Vec<_>) = batch.into_iter().map(|one| (one.item, one.answer)).unzip();
     let items = Arc::new(items);
-    match commit(Arc::clone(&items)).await {
+    // A panic must not end the writer: nothing would be written any more, by a process that looks alive.
+    let committed = AssertUnwindSafe(async { commit(Arc::clone(&items)).await }).catch_unwind().await;
+    match committed.unwrap_or_else(|_| Err(LedgerError::Unknown("the writer panicked".into()))) {
         Ok(answers) => {
             for (caller, answer) in callers.into_iter().zip(answers) {
                 let _gone_away = caller.send(Ok(answer));
@@ -134,6 +138,16 @@ mod tests {
         assert_eq!(answers[0].as_ref().unwrap(), &2);
         assert!(matches!(**answers[1].as_ref().unwrap_err(), LedgerError::Refused(_)));
         assert_eq!(answers[2].as_ref().unwrap(), &6);
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_commit_does_not_end_the_writer() {
+        let batcher = Batcher::start(|items: Arc<Vec<u32>>| async move {
+            assert_ne!(items[0], 13, "as asked");
+            Ok(items.to_vec())
+        });
+        assert!(matches!(*batcher.submit(13).await.unwrap_err(), LedgerError::Unknown(_)));
+        assert_eq!(batcher.submit(1).await.unwrap(), 1);
     }
 
     #[tokio::test]

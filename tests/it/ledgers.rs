@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use queue::clock::later;
 use queue::ledger::{Beat, Ended, Enqueued, JobFilter, LedgerError, Repeats};
-use schemas::{JobId, JobState, Key, Outcome, Priority, RunState, Standing, StepState};
+use schemas::{JobId, JobState, Key, NewRun, Outcome, Priority, RunState, Standing, StepState};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tests::ledgers::{LEASE, TestLedger, ada, completed, discarded, new_job};
@@ -46,11 +46,14 @@ on_every_engine![
     a_condition_that_errs_discards_its_job_and_tells,
     many_ends_of_one_run_at_once_settle_it,
     a_waiting_job_is_cancelled_at_once_and_a_running_one_through_its_heartbeat,
+    a_cancelled_job_is_not_put_off_by_an_attempt_that_ended_before_it_was_told,
     a_retry_keeps_the_job_and_forgets_its_failures,
     a_retry_in_a_run_lets_what_was_skipped_wait_again,
     what_is_started_by_hand_says_by_whom_and_why,
+    a_retry_in_a_run_takes_the_key_of_the_run_again,
     verbs_on_the_wrong_state_are_conflicts,
     ends_of_a_batch_are_recorded_or_stale_one_by_one,
+    a_stale_end_in_one_batch_with_the_current_one_changes_nothing,
     claims_at_the_same_time_never_share_a_job,
     discarding_stores_its_notice_in_the_same_transaction,
     what_has_expired_is_pruned,
@@ -394,6 +397,28 @@ async fn a_waiting_job_is_cancelled_at_once_and_a_running_one_through_its_heartb
     assert!(audit.iter().all(|line| line.actor == "ada" && line.verb == "cancel" && line.reason == "it must"));
 }
 
+async fn a_cancelled_job_is_not_put_off_by_an_attempt_that_ended_before_it_was_told(t: TestLedger) {
+    let at = later(t.now(), Duration::from_secs(10));
+    for outcome in [
+        Outcome::Retry { at, error: "no luck".into() },
+        Outcome::Snoozed { at, reason: "not yet".into() },
+        Outcome::Released,
+    ] {
+        let id = t.enqueue(&[t.job()]).await[0];
+        let attempt = t.claim_one().await.id;
+        t.ledger.cancel(id, &ada(), t.now()).await.unwrap();
+        let (recorded, bells) = t.finish_ringing(attempt, outcome).await;
+        assert!(recorded && bells.is_empty());
+        let view = t.view(id).await;
+        assert_eq!((view.state, view.reason.as_deref()), (JobState::Cancelled, Some("cancelled by ada: it must")));
+    }
+    let done = t.enqueue(&[t.job()]).await[0];
+    let attempt = t.claim_one().await.id;
+    t.ledger.cancel(done, &ada(), t.now()).await.unwrap();
+    t.finish(attempt, completed(None)).await;
+    assert_eq!(t.state(done).await, JobState::Completed, "what was done is done");
+}
+
 async fn a_retry_keeps_the_job_and_forgets_its_failures(t: TestLedger) {
     let id = t.enqueue(&[t.job()]).await[0];
     let first = t.claim_one().await.id;
@@ -439,6 +464,21 @@ async fn what_is_started_by_hand_says_by_whom_and_why(t: TestLedger) {
     assert!(audit.iter().all(|line| line.actor == "ada" && line.verb == "start" && line.reason == "it must"));
 }
 
+async fn a_retry_in_a_run_takes_the_key_of_the_run_again(t: TestLedger) {
+    let key = Key { scope: "runs".into(), key: "deploy abc".into(), hold: Duration::from_hours(1) };
+    let keyed = || NewRun { key: Some(key.clone()), ..t.run(&[("plan", &[], None)]) };
+    let (first, second, third) = (keyed(), keyed(), keyed());
+    t.ledger.start(&first, t.now()).await.unwrap();
+    t.finish(t.claim_one().await.id, discarded("no luck")).await;
+    t.ledger.retry(first.jobs[0].job.id, &ada(), t.now()).await.unwrap();
+    assert_eq!(t.ledger.start(&second, t.now()).await.unwrap(), Enqueued::Existing(first.id), "it runs again");
+    t.finish(t.claim_one().await.id, discarded("no luck")).await;
+    assert_eq!(t.ledger.start(&third, t.now()).await.unwrap(), Enqueued::New(third.id));
+    let refused = t.ledger.retry(first.jobs[0].job.id, &ada(), t.now()).await;
+    assert!(matches!(refused, Err(LedgerError::Conflict(why)) if why.contains(&third.id.to_string())));
+    assert_eq!(t.state(first.jobs[0].job.id).await, JobState::Discarded);
+}
+
 async fn verbs_on_the_wrong_state_are_conflicts(t: TestLedger) {
     let id = t.enqueue(&[t.job()]).await[0];
     assert!(matches!(t.ledger.retry(id, &ada(), t.now()).await, Err(LedgerError::Conflict(_))));
@@ -457,6 +497,19 @@ async fn ends_of_a_batch_are_recorded_or_stale_one_by_one(t: TestLedger) {
     t.finish(jobs[1].id, completed(None)).await;
     let batch: Vec<Ended> = jobs.iter().map(|job| Ended { attempt: job.id, outcome: completed(None) }).collect();
     assert_eq!(t.ledger.finish(&batch, t.now()).await.unwrap().recorded, [true, false, true]);
+}
+
+async fn a_stale_end_in_one_batch_with_the_current_one_changes_nothing(t: TestLedger) {
+    let id = t.enqueue(&[t.job()]).await[0];
+    let stale = t.claim_one().await.id;
+    t.clock.advance(LEASE * 2);
+    t.rescue().await;
+    let current = t.claim_one().await.id;
+    let late = Ended { attempt: stale, outcome: Outcome::Retry { at: t.now(), error: "late".into() } };
+    let batch = [late, Ended { attempt: current, outcome: completed(None) }];
+    assert_eq!(t.ledger.finish(&batch, t.now()).await.unwrap().recorded, [false, true]);
+    let view = t.view(id).await;
+    assert_eq!((view.state, view.failures), (JobState::Completed, 0));
 }
 
 async fn claims_at_the_same_time_never_share_a_job(t: TestLedger) {

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use queue::OpenError;
 use queue::clock::later;
 use queue::ledger::{self, Ended, LedgerError};
-use schemas::{AttemptId, JobId};
+use schemas::{AttemptId, JobId, Key, NewJob};
 use sqlx::{Connection, Executor, PgConnection};
 use tests::ledgers::{LEASE, TestLedger, completed};
 use tests::postgres::fresh_database;
@@ -61,6 +61,27 @@ async fn claims_and_ends_read_what_they_touch_however_old_the_statistics_are() {
     assert_eq!(leased, 0, "fenced writes went through the rescuer's index");
     let table = "select seq_tup_read from pg_stat_user_tables where relname = 'job'";
     assert_eq!(sqlx::query_scalar::<_, i64>(table).fetch_one(&mut meddler).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn jobs_are_stored_all_or_not_at_all_though_the_owner_of_a_key_cannot_be_told() {
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    let key = Key { scope: "noop".into(), key: "one".into(), hold: Duration::from_hours(1) };
+    t.enqueue(&[NewJob { key: Some(key.clone()), ..t.job() }]).await;
+    // The owner of the key lets go of it between the two questions.
+    sqlx::raw_sql(
+        "create function nightporter.meddle() returns trigger language plpgsql
+         as $$ begin delete from nightporter.held_key; return null; end $$;
+         create trigger meddle after insert on nightporter.job for each statement execute function nightporter.meddle()",
+    )
+    .execute(&mut connect(&url).await)
+    .await
+    .unwrap();
+    let batch = [t.job(), NewJob { key: Some(key), ..t.job() }];
+    let answer = t.ledger.enqueue(&batch, t.now()).await;
+    assert!(matches!(answer, Err(LedgerError::Unavailable(_))), "{answer:?}");
+    assert!(t.ledger.job(batch[0].id).await.unwrap().is_none(), "who is told so asks again, and has it twice");
 }
 
 #[tokio::test]

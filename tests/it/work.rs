@@ -90,6 +90,19 @@ async fn a_worker_that_stops_gives_back_what_runs_at_no_cost() {
     assert_eq!(view.attempts[0].outcome.as_deref(), Some("interrupted"));
 }
 
+#[tokio::test]
+async fn a_backlog_that_no_bell_announces_is_worked_off_without_waiting_for_a_poll_for_each_claim() {
+    let permits = [("default".to_owned(), 1)].into();
+    let config = WorkerConfig { lease: LEASE, permits, ..WorkerConfig::default() };
+    let mut porter = Porter::start_with(jobs::registry(), config).await;
+    let backlog: Vec<_> = (0..40).map(|_| porter.job("noop", &json!({})).unwrap()).collect();
+    // Straight into the ledger: its bells are lost, as with a broker that was wiped.
+    porter.queue.ledger().enqueue(&backlog, porter.queue.clock().now()).await.unwrap();
+    let last = porter.enqueue("noop", json!({})).await;
+    porter.wait(last, JobState::Completed).await;
+    porter.stop().await;
+}
+
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::test]
@@ -103,6 +116,25 @@ async fn an_attempt_whose_heartbeats_fail_is_stopped_and_records_nothing() {
     assert_eq!(porter.ledger.calls("finish"), 0, "what is lost is not ours to record");
     let view = porter.queue.ledger().job(id).await.unwrap().unwrap();
     assert_eq!((view.state, view.attempts.len()), (JobState::Running, 1));
+    porter.stop().await;
+}
+
+#[tokio::test]
+async fn an_attempt_outlives_heartbeats_that_fail_in_passing() {
+    let config = WorkerConfig { lease: Duration::from_secs(3), ..WorkerConfig::default() };
+    let mut porter = Porter::start_with(Registry::default().with::<Endless>(), config).await;
+    let id = porter.enqueue("endless", json!({})).await;
+    porter.wait(id, JobState::Running).await;
+    // As after a restart of PostgreSQL: each connection of the pool fails once.
+    let before = porter.ledger.calls("heartbeat");
+    porter.ledger.break_methods(&["heartbeat", "rescue"]);
+    eventually("heartbeats failed", async || (porter.ledger.calls("heartbeat") >= before + 3).then_some(())).await;
+    porter.ledger.mend();
+    porter.ledger.break_methods(&["rescue"]);
+    let by = Operator { actor: "ada".into(), reason: "enough".into() };
+    porter.queue.cancel(id, &by).await.unwrap();
+    // By its own heartbeat: nobody else can.
+    assert_eq!(porter.wait(id, JobState::Cancelled).await.attempts.len(), 1);
     porter.stop().await;
 }
 

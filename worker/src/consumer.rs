@@ -41,13 +41,18 @@ impl Consumer {
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let Some(mut listener) = self.listen(&stop).await else { return };
         let mut pauses = Pauses::endless(Duration::from_millis(50), Duration::from_secs(2));
+        // What waited in the ledger before this process began has no bell, or has lost it.
+        let mut more = true;
         while !stop.is_cancelled() {
             let heard = tokio::select! {
                 () = stop.cancelled() => return,
-                heard = self.bell_or_poll(&mut *listener) => heard,
+                heard = self.bell_or_poll(&mut *listener, more) => heard,
             };
             match self.claim_for(heard).await {
-                Ok(()) => pauses.reset(u32::MAX),
+                Ok(full) => {
+                    more = full;
+                    pauses.reset(u32::MAX);
+                }
                 Err(error) => {
                     warn!(queue = self.queue, error = &error as &dyn std::error::Error, "claim failed");
                     tokio::time::sleep(pauses.next_pause().unwrap_or(HOLD_BELLS)).await;
@@ -72,14 +77,16 @@ impl Consumer {
         }
     }
 
-    /// Waits for a free permit, and then for a bell or the time of the next poll.
-    async fn bell_or_poll(&self, listener: &mut dyn Listener) -> Option<Heard> {
+    /// Waits for a free permit, and then for a bell or the time of the next poll: at once, where `more` may wait.
+    async fn bell_or_poll(&self, listener: &mut dyn Listener, more: bool) -> Option<Heard> {
         if tokio::time::timeout(HOLD_BELLS, self.a_free_permit()).await.is_err() {
             listener.pause().await;
             self.a_free_permit().await;
         }
         let well = self.executor.queue.broker().is_well();
         let poll = if well { POLL } else { POLL_WITHOUT_BROKER }.mul_f64(0.5 + chance());
+        // A bell that is there already is heard even then: it is not to be held back from idle neighbours.
+        let poll = if more { Duration::ZERO } else { poll };
         tokio::time::timeout(poll, listener.heard()).await.ok()
     }
 
@@ -89,10 +96,10 @@ impl Consumer {
     }
 
     /// Claims what a bell announced, and more while claims come back full. What it announced and no permit is free
-    /// for is rung again.
-    async fn claim_for(&self, heard: Option<Heard>) -> Result<(), LedgerError> {
+    /// for is rung again. Whether the last claim came back full: then more may wait that no bell will announce.
+    async fn claim_for(&self, heard: Option<Heard>) -> Result<bool, LedgerError> {
         let announced = heard.as_ref().map_or(LARGEST_CLAIM, |heard| heard.bell.count as usize);
-        let mut claimed = 0;
+        let (mut claimed, mut full) = (0, false);
         let mut limit = announced;
         loop {
             let limit_now = limit.min(self.permits.available_permits()).min(LARGEST_CLAIM);
@@ -101,7 +108,8 @@ impl Consumer {
             }
             let got = self.claim(limit_now).await?;
             claimed += got;
-            if got < limit_now {
+            full = got == limit_now;
+            if !full {
                 claimed = announced.max(claimed); // The queue is empty: nothing is left of what was announced.
                 break;
             }
@@ -111,7 +119,7 @@ impl Consumer {
             self.ring_for_the_rest(&heard.bell, announced.saturating_sub(claimed));
             heard.take();
         }
-        Ok(())
+        Ok(full)
     }
 
     async fn claim(&self, limit: usize) -> Result<usize, LedgerError> {

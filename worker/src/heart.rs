@@ -72,11 +72,17 @@ impl Heart {
             let sent = Instant::now();
             let now = self.queue.clock().now();
             let beats = self.queue.ledger().heartbeat(&attempts, later(now, self.lease), now);
-            match tokio::time::timeout(self.lease / 3, beats).await {
-                Ok(Ok(beats)) => self.heed(&attempts, &beats, sent),
+            match tokio::time::timeout(self.lease / 4, beats).await {
+                Ok(Ok(beats)) => {
+                    self.heed(&attempts, &beats, sent);
+                    continue;
+                }
                 Ok(Err(error)) => warn!(error = &error as &dyn std::error::Error, "heartbeat failed"),
                 Err(_) => warn!("heartbeat was not answered in time"),
             }
+            // Again soon: at the next regular beat the fence would be about to fall, and after a restart of the
+            // database each connection of the pool fails once.
+            due.reset_after(self.lease / 30);
         }
     }
 

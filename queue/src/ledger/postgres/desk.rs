@@ -90,6 +90,7 @@ impl Desk for Postgres {
             record_last_attempt(&mut tx, job).await?;
             bring_back(&mut tx, &[job.0], JobState::Available, now).await?;
             if let Some(run) = run {
+                take_key_of_run_again(&mut tx, run, now).await?;
                 let rows = node_rows(&mut tx, run).await?;
                 let nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<_>, _>>()?;
                 let skipped: Vec<Uuid> = skipped_because_of(job, &nodes).into_iter().map(|job| job.0).collect();
@@ -209,6 +210,22 @@ async fn take_key_again(tx: &mut PgConnection, job: JobId, now: Timestamp) -> Re
         return Ok(());
     }
     Err(LedgerError::Conflict(format!("job {owner} does the same work now; cancel it first, or let it do it")))
+}
+
+/// A run that failed let go of its key as well.
+async fn take_key_of_run_again(tx: &mut PgConnection, run: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+    let key: Option<(String, String)> =
+        sqlx::query_as("select key_scope, key from run where id = $1 and key is not null")
+            .bind(run)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    let Some((scope, key)) = key else { return Ok(()) };
+    let owner = take_key(tx, &Key { scope, key, hold: KEY_OF_RETRY }, run, now).await?;
+    if owner == run {
+        return Ok(());
+    }
+    Err(LedgerError::Conflict(format!("run {owner} does the same work now; cancel its jobs first, or let it do them")))
 }
 
 /// The attempt that ended the job stood in its history row, which goes.

@@ -192,15 +192,18 @@ const CLAIM: &str = "
 
 /// Writes the ends of attempts that are not stale, and says which those are. `$10` is false where nothing may be written
 /// if any of the jobs belongs to a run. An end with a `run_at` puts its job off, any other moves it to the history, where
-/// the last attempt stands; what failed lets go of its key.
+/// the last attempt stands; what failed lets go of its key. What an operator wants cancelled is not put off, though its
+/// attempt ended before a heartbeat told it.
 const FINISH: &str = "
     with u as (
       select * from unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bigint[], $5::integer[], $6::text[],
                            $7::text[], $8::text[])
            as u(id, attempt, new_state, put_off, failed, outcome, message, output)),
     held as materialized (
-      select j.id, j.queue, j.run_id, j.attempt, j.worker, j.started_at, u.new_state, u.put_off, u.failed, u.outcome,
-             u.message, u.output
+      select j.id, j.queue, j.run_id, j.attempt, j.worker, j.started_at, u.failed, u.outcome, u.output,
+             case when u.put_off is null or j.cancel is null then u.new_state else 7 end::smallint as new_state,
+             case when j.cancel is null then u.put_off end as put_off,
+             case when u.put_off is null or j.cancel is null then u.message else j.cancel end as message
       from u join job j on j.id = u.id where j.attempt = u.attempt and j.state + 0 = 3
       for update of j),
     go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null)),
@@ -225,12 +228,13 @@ const FINISH: &str = "
       insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
       select h.id, h.attempt, h.worker, coalesce(h.started_at, $9), $9, h.outcome, h.message
       from held h, go where h.put_off is not null)
-    select id, queue, run_id, new_state from held";
+    select id, attempt, queue, run_id, new_state from held";
 
 /// A running job whose attempt is not stale.
 #[derive(sqlx::FromRow)]
 struct HeldJob {
     id: Uuid,
+    attempt: i32,
     queue: String,
     run_id: Option<Uuid>,
     new_state: i16,
@@ -247,7 +251,7 @@ impl HeldJob {
     }
 }
 
-/// Ends of attempts, column by column, in the order of their jobs; of several for one job only the first.
+/// Ends of attempts, column by column, in the order of their jobs; of several for one attempt only the first.
 #[derive(Default)]
 struct Ends<'a> {
     ids: Vec<Uuid>,
@@ -263,8 +267,9 @@ struct Ends<'a> {
 impl<'a> Ends<'a> {
     fn of(ended: &'a [Ended], now: Timestamp) -> Self {
         let mut sorted: Vec<&Ended> = ended.iter().collect();
-        sorted.sort_by_key(|end| end.attempt.job);
-        sorted.dedup_by_key(|end| end.attempt.job);
+        // By the attempt, not by the job: a stale end may come in one batch with the current one.
+        sorted.sort_by_key(|end| end.attempt);
+        sorted.dedup_by_key(|end| end.attempt);
         let mut ends = Self::default();
         for end in sorted {
             let (put_off, failed) = match &end.outcome {
@@ -316,7 +321,8 @@ impl<'a> Ends<'a> {
 /// What to answer, and the bells of the jobs that are available again.
 fn finished(ended: &[Ended], held: &HashMap<Uuid, HeldJob>) -> Finished {
     let mut seen = HashSet::new();
-    let recorded = ended.iter().map(|end| held.contains_key(&end.attempt.job.0) && seen.insert(end.attempt.job));
+    let is_held = |end: &Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
+    let recorded = ended.iter().map(|end| is_held(end) && seen.insert(end.attempt));
     let mut done = Finished { recorded: recorded.collect(), bells: Bells::default() };
     for job in held.values().filter(|job| job.new_state() == Some(JobState::Available)) {
         done.bells.add(&job.queue, JobId(job.id), &TraceContext::default());

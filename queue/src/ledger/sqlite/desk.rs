@@ -87,6 +87,7 @@ impl Desk for Sqlite {
             record_last_attempt(&mut tx, job).await?;
             bring_back(&mut tx, [job.0], JobState::Available, now).await?;
             if let Some(run) = ended.run_id {
+                take_key_of_run_again(&mut tx, run, now).await?;
                 let rows = node_rows(&mut tx, run).await?;
                 let nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<_>, _>>()?;
                 let skipped = skipped_because_of(job, &nodes).into_iter().map(|job| job.0);
@@ -204,6 +205,22 @@ async fn take_key_again(tx: &mut SqliteConnection, job: JobId, now: Timestamp) -
 
 /// How long a retried job's key is held: what was first asked for is not kept with the job.
 const KEY_OF_RETRY: std::time::Duration = std::time::Duration::from_hours(24);
+
+/// A run that failed let go of its key as well.
+async fn take_key_of_run_again(tx: &mut SqliteConnection, run: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+    let key: Option<(String, String)> =
+        sqlx::query_as("select key_scope, key from run where id = ? and key is not null")
+            .bind(run)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    let Some((scope, key)) = key else { return Ok(()) };
+    let owner = take_key(tx, &Key { scope, key, hold: KEY_OF_RETRY }, run, now).await?;
+    if owner == run {
+        return Ok(());
+    }
+    Err(LedgerError::Conflict(format!("run {owner} does the same work now; cancel its jobs first, or let it do them")))
+}
 
 /// The attempt that ended the job stood in its history row, which goes.
 async fn record_last_attempt(tx: &mut SqliteConnection, job: JobId) -> Result<(), LedgerError> {

@@ -1,5 +1,6 @@
 //! Claims, heartbeats, steps and ends.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
 use async_trait::async_trait;
@@ -158,8 +159,12 @@ impl Work for Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let held = held_by(&mut tx, ended).await?;
-            let recorded: Vec<bool> = ended.iter().map(|end| held.contains_key(&end.attempt.job.0)).collect();
-            let current: Vec<&Ended> = ended.iter().filter(|end| held.contains_key(&end.attempt.job.0)).collect();
+            // By the attempt, not by the job: a stale end may come in one batch with the current one.
+            let is_held =
+                |end: &&Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
+            let recorded: Vec<bool> = ended.iter().map(|end| is_held(&end)).collect();
+            let heeded: Vec<Cow<'_, Ended>> = ended.iter().filter(is_held).map(|end| heed(end, &held)).collect();
+            let current: Vec<&Ended> = heeded.iter().map(AsRef::as_ref).collect();
             let mut bells = Bells::default();
             put_off(&mut tx, &current, now, &held, &mut bells).await?;
             let endings: Vec<Ending> = current.iter().filter_map(|end| ending(end)).collect();
@@ -200,13 +205,26 @@ impl Work for Sqlite {
 #[derive(sqlx::FromRow)]
 struct HeldJob {
     id: Uuid,
+    attempt: i32,
     queue: String,
     run_id: Option<Uuid>,
+    cancel: Option<String>,
+}
+
+/// What an operator wants cancelled is not put off, though its attempt ended before a heartbeat told it.
+fn heed<'a>(end: &'a Ended, held: &HashMap<Uuid, HeldJob>) -> Cow<'a, Ended> {
+    let cancel = held.get(&end.attempt.job.0).and_then(|job| job.cancel.clone());
+    match cancel {
+        Some(reason) if !end.outcome.state().is_finished() => {
+            Cow::Owned(Ended { attempt: end.attempt, outcome: Outcome::Cancelled { reason } })
+        }
+        _ => Cow::Borrowed(end),
+    }
 }
 
 async fn held_by(tx: &mut SqliteConnection, ended: &[Ended]) -> Result<HashMap<Uuid, HeldJob>, LedgerError> {
     let held: Vec<HeldJob> = sqlx::query_as(
-        "select j.id, j.queue, j.run_id from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
+        "select j.id, j.attempt, j.queue, j.run_id, j.cancel from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
          where j.attempt = end.value ->> 'attempt' and j.state = 3",
     )
     .bind(fences(ended.iter().map(|end| &end.attempt)))
