@@ -1,5 +1,6 @@
 //! What the distributed ledger keeps beyond the contract of every engine.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -9,7 +10,11 @@ use queue::ledger::{self, Ended, LedgerError};
 use schemas::{AttemptId, JobId, Key, NewJob};
 use sqlx::{Connection, Executor, PgConnection};
 use tests::ledgers::{LEASE, TestLedger, completed};
+use tests::porter::eventually;
 use tests::postgres::fresh_database;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 async fn connect(url: &str) -> PgConnection {
@@ -82,6 +87,41 @@ async fn jobs_are_stored_all_or_not_at_all_though_the_owner_of_a_key_cannot_be_t
     let answer = t.ledger.enqueue(&batch, t.now()).await;
     assert!(matches!(answer, Err(LedgerError::Unavailable(_))), "{answer:?}");
     assert!(t.ledger.job(batch[0].id).await.unwrap().is_none(), "who is told so asks again, and has it twice");
+}
+
+/// Passes everything on to the server at `behind`, until it is told to swallow what goes over the connections that are
+/// open then; later ones are passed on. Where it listens.
+async fn swallowing_proxy(behind: String, swallow: Arc<Notify>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(&behind).await.unwrap();
+            let swallow = Arc::clone(&swallow);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = swallow.notified() => std::future::pending().await, // both ends stay open
+                    _ = copy_bidirectional(&mut near, &mut far) => {}
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn connections_that_the_network_swallowed_are_replaced() {
+    let url = fresh_database().await;
+    let behind = url.split(['@', '/']).nth(3).unwrap().to_owned();
+    let swallow = Arc::new(Notify::new());
+    let front = swallowing_proxy(behind.clone(), Arc::clone(&swallow)).await;
+    let t = TestLedger::postgres_at(&url.replace(&behind, &front)).await;
+    let all_at_once = || join_all((0..40).map(|_| t.ledger.time()));
+    assert!(all_at_once().await.iter().all(Result::is_ok));
+    swallow.notify_waiters();
+    assert!(all_at_once().await.iter().any(Result::is_err), "nothing was swallowed");
+    eventually("the ledger answers again", async || t.ledger.time().await.ok()).await;
 }
 
 #[tokio::test]

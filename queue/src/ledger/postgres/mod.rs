@@ -70,7 +70,10 @@ impl Postgres {
             .application_name("nightporter");
         migrate(&options).await?;
         let options = options.options(LIMITS);
-        let pool = PgPoolOptions::new().acquire_timeout(CONNECT_WITHIN).test_before_acquire(false);
+        let pool = PgPoolOptions::new()
+            .acquire_timeout(CONNECT_WITHIN)
+            .test_before_acquire(false)
+            .after_release(|connection, _| Box::pin(answers(connection)));
         let hot = pool.clone().max_connections(HOT).connect_lazy_with(options.clone().options(HOT_PLANS));
         let desk = pool.max_connections(DESK).connect_lazy_with(options);
         Ok(Self { hot, desk, notice: config.notice.clone() })
@@ -79,6 +82,16 @@ impl Postgres {
     /// A connection for one statement that commits itself.
     async fn hot(&self) -> Result<PoolConnection<Pg>, LedgerError> {
         self.hot.acquire().await.map_err(unavailable)
+    }
+}
+
+/// Whether a connection that comes back to the pool still answers. The pool asks that itself, but without a deadline: where
+/// the network swallows everything it waits for as long as TCP does, a quarter of an hour, with the connection's place
+/// taken.
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(CONNECT_WITHIN, connection.ping()).await {
+        Ok(answered) => answered.map(|()| true),
+        Err(late) => Err(sqlx::Error::Io(late.into())),
     }
 }
 
