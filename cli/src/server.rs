@@ -28,6 +28,9 @@ use crate::listener::Listener;
 use crate::rooms;
 use crate::telemetry::{self, TelemetrySettings};
 
+/// How often it is looked whether promoter and rescuer still live.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What is to be rung is rung within this at the end; what is not is found by polling.
 const LAST_BELLS: Duration = Duration::from_secs(5);
 
@@ -172,15 +175,15 @@ impl Running {
     /// Waits for the word to stop; then stops accepting, lets the work end, and closes the queue. A part that ends
     /// before the word takes the others with it: half a process looks alive.
     async fn until_stopped(mut self) -> Result<(), Failure> {
-        let early = tokio::select! {
+        let mut panicked = tokio::select! {
             // The word to stop ends parts too: it is looked at first.
             biased;
-            () = self.stop.cancelled() => None,
-            ended = self.parts.join_next() => Some(ended),
+            () = self.stop.cancelled() => false,
+            _ = self.parts.join_next() => true,
+            () = ended(&self.upkeep) => true,
         };
         info!("stopping; a second signal ends at once");
         self.stop.cancel();
-        let mut panicked = early.is_some();
         while let Some(part) = self.parts.join_next().await {
             panicked |= part.is_err();
         }
@@ -192,6 +195,13 @@ impl Running {
             return Err(Failure::failed("a part of the process ended by itself; the log says why"));
         }
         Ok(())
+    }
+}
+
+/// Waits until a task has ended, and leaves what it answered to whoever asks for it.
+async fn ended(task: &JoinHandle<()>) {
+    while !task.is_finished() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

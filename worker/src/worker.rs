@@ -10,7 +10,7 @@ use schemas::WorkerId;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
 use crate::consumer::Consumer;
 use crate::executor::Executor;
@@ -89,8 +89,12 @@ impl Worker {
             })
             .collect();
         info!(worker.id = %id, "working");
-        let beating = tokio::spawn(async move { heart.run().await });
-        join_all(consumers.iter().map(|consumer| consumer.run(stop.clone()))).await;
+        let mut beating = tokio::spawn(async move { heart.run().await });
+        tokio::select! {
+            _ = join_all(consumers.iter().map(|consumer| consumer.run(stop.clone()))) => {}
+            // Without a heart every attempt loses its lease, and more would be claimed for the same fate.
+            ended = &mut beating => return error!(?ended, "the worker's heart has stopped"),
+        }
         attempts.close();
         if tokio::time::timeout(self.config.grace, attempts.wait()).await.is_err() {
             info!(attempts = attempts.len(), "giving back what still runs");
