@@ -94,7 +94,8 @@ const fn way(from: Option<JobState>, to: JobState, by: &'static str, when: &'sta
     Transition { from, to, by, when }
 }
 
-/// Every transition there is. The table in `docs/job-states.md` is printed from it.
+/// Every transition there is. The table in `docs/job-states.md` is printed from it, and the
+/// conformance suite refuses a ledger that makes any other.
 pub const TRANSITIONS: &[Transition] = {
     use JobState::{Available, Cancelled, Completed, Discarded, Pending, Retryable, Running, Scheduled, Skipped};
     &[

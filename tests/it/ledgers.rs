@@ -15,12 +15,23 @@ use tests::ledgers::{LEASE, TestLedger, ada, completed, discarded, new_job};
 macro_rules! on_every_engine {
     ($($check:ident),* $(,)?) => {
         mod sqlite {
-            $(#[tokio::test] async fn $check() { super::$check(tests::ledgers::TestLedger::sqlite().await).await; })*
+            $(#[tokio::test] async fn $check() {
+                super::watched(tests::ledgers::TestLedger::sqlite().await, super::$check).await;
+            })*
         }
         mod postgres {
-            $(#[tokio::test] async fn $check() { super::$check(tests::ledgers::TestLedger::postgres().await).await; })*
+            $(#[tokio::test] async fn $check() {
+                super::watched(tests::ledgers::TestLedger::postgres().await, super::$check).await;
+            })*
         }
     };
+}
+
+/// Runs a check; whatever it does, jobs go only ways that there are.
+async fn watched(t: TestLedger, check: impl AsyncFnOnce(TestLedger)) {
+    let watch = t.watch().await;
+    check(t).await;
+    watch.verify().await;
 }
 
 on_every_engine![

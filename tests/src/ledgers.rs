@@ -15,6 +15,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
+use crate::transitions::Watch;
+
 /// How long leases last in these tests.
 pub const LEASE: Duration = Duration::from_secs(30);
 
@@ -24,7 +26,8 @@ pub struct TestLedger {
     pub ledger: Arc<dyn Ledger>,
     /// Its clock, moved by hand.
     pub clock: LedgerClock,
-    _folder: Option<TempDir>,
+    url: String,
+    folder: Option<Arc<TempDir>>,
 }
 
 impl TestLedger {
@@ -51,7 +54,12 @@ impl TestLedger {
         });
         let ledger = ledger::open(url, Some(notice)).await.expect("the ledger opens");
         let clock = LedgerClock::by_hand(DateTime::from_timestamp(1_800_000_000, 0).expect("a moment"));
-        Self { ledger, clock, _folder: folder }
+        Self { ledger, clock, url: url.to_owned(), folder: folder.map(Arc::new) }
+    }
+
+    /// Begins to watch the ways that jobs go; the watch outlives this.
+    pub async fn watch(&self) -> Watch {
+        Watch::begin(&self.url, self.folder.clone()).await
     }
 
     /// The time.

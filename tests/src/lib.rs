@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod rabbitmq;
 pub mod receiver;
 pub mod s3;
+pub mod transitions;
 
 /// The address of a server that `tests/run` started.
 ///
