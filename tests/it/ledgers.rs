@@ -39,6 +39,7 @@ on_every_engine![
     claims_go_by_priority_then_time_then_id,
     unknown_kinds_and_other_queues_are_left_alone,
     a_job_for_later_waits_for_the_promoter,
+    only_what_is_due_is_promoted,
     a_failure_is_counted_and_waits,
     a_snooze_and_an_interruption_cost_no_failure,
     a_stale_attempt_changes_nothing,
@@ -122,6 +123,14 @@ async fn a_job_for_later_waits_for_the_promoter(t: TestLedger) {
     t.clock.advance(Duration::from_mins(1));
     assert_eq!(t.promote().await, 1);
     assert_eq!(t.claim_one().await.id.job, id);
+}
+
+async fn only_what_is_due_is_promoted(t: TestLedger) {
+    let due_in = |minutes| schemas::NewJob { run_at: Some(later(t.now(), Duration::from_mins(minutes))), ..t.job() };
+    let ids = t.enqueue(&[due_in(1), due_in(2)]).await;
+    t.clock.advance(Duration::from_mins(1) + Duration::from_secs(1));
+    assert_eq!(t.promote().await, 1);
+    assert_eq!((t.state(ids[0]).await, t.state(ids[1]).await), (JobState::Available, JobState::Scheduled));
 }
 
 async fn a_failure_is_counted_and_waits(t: TestLedger) {
