@@ -10,4 +10,5 @@ mod notifications;
 mod postgres_ledger;
 mod stores;
 mod telemetry;
+mod vault;
 mod work;

@@ -15,6 +15,7 @@ const DEADLINE: Duration = Duration::from_mins(1);
 /// A folder with a configuration, in which commands are run.
 pub struct House {
     folder: TempDir,
+    environment: Vec<(String, String)>,
 }
 
 /// A running process of ours; killed when it is dropped.
@@ -29,7 +30,14 @@ impl House {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
-        Self { folder }
+        Self { folder, environment: Vec::new() }
+    }
+
+    /// Sets variables for all commands that are run in it.
+    #[must_use]
+    pub fn with_environment(mut self, variables: &[(&str, &str)]) -> Self {
+        self.environment.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
     }
 
     /// The path of a file in it.
@@ -44,6 +52,7 @@ impl House {
         for name in ["NIGHTPORTER_CONFIG", "NIGHTPORTER_SERVER", "NIGHTPORTER_TOKEN", "NIGHTPORTER_LOG"] {
             command.env_remove(name);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
