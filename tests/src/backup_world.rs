@@ -89,6 +89,15 @@ impl BackupWorld {
         view
     }
 
+    /// Waits until the first attempt at a job has failed; why.
+    pub async fn first_failure(&self, job: JobId) -> String {
+        let failed = crate::porter::eventually("its first attempt failed", async || {
+            let view = self.queue.ledger().job(job).await.expect("the ledger answers").expect("the job is there");
+            view.attempts.into_iter().next().and_then(|attempt| attempt.error)
+        });
+        failed.await
+    }
+
     /// Stores a job and waits until it has completed; its output.
     pub async fn complete(&self, kind: &str, args: &Value) -> Value {
         let job = self.enqueue(kind, args).await;
