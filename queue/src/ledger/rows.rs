@@ -71,6 +71,9 @@ pub(super) fn standing_of_repeat(repeats: Repeats, first_seen: Option<Timestamp>
 /// Why a held delivery is held, for people.
 pub(super) const HELD: &str = "a body that was delivered before, under a new delivery id: a suspected replay";
 
+/// How long a retried job's key, or its run's, is held: what was first asked for is not kept with it.
+pub(super) const KEY_OF_RETRY: Duration = Duration::from_hours(24);
+
 /// At the third crash without progress a job is given up.
 const MOST_CRASHES: i32 = 3;
 

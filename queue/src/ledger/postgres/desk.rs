@@ -1,13 +1,11 @@
 //! What operators do: each verb with its audit row, in one transaction.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Timestamp, TraceContext};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::super::rows::{NodeRow, micros, state, storable};
+use super::super::rows::{KEY_OF_RETRY, NodeRow, micros, state, storable};
 use super::super::{Desk, Enqueued, LedgerError, Operator};
 use super::runs::{Ending, advance_run, end_jobs, lock_runs, node_rows};
 use super::storing::{insert_jobs, insert_run, take_key};
@@ -15,9 +13,6 @@ use super::{Postgres, begin, commit, in_time, unavailable};
 use crate::advance::skipped_because_of;
 use crate::bell::Bells;
 use crate::queue::bells_of;
-
-/// How long a retried job's key is held: what was first asked for is not kept with the job.
-const KEY_OF_RETRY: Duration = Duration::from_hours(24);
 
 #[async_trait]
 impl Desk for Postgres {

@@ -5,7 +5,7 @@ use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Ti
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::super::rows::{NodeRow, micros, state};
+use super::super::rows::{KEY_OF_RETRY, NodeRow, micros, state};
 use super::super::{Desk, Enqueued, LedgerError, Operator};
 use super::intake::{ids, insert_jobs, insert_run, take_key};
 use super::runs::{Ending, advance_run, end_jobs, node_rows};
@@ -202,9 +202,6 @@ async fn take_key_again(tx: &mut SqliteConnection, job: JobId, now: Timestamp) -
     }
     Err(LedgerError::Conflict(format!("job {owner} does the same work now; cancel it first, or let it do it")))
 }
-
-/// How long a retried job's key is held: what was first asked for is not kept with the job.
-const KEY_OF_RETRY: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// A run that failed let go of its key as well.
 async fn take_key_of_run_again(tx: &mut SqliteConnection, run: Uuid, now: Timestamp) -> Result<(), LedgerError> {
