@@ -30,7 +30,10 @@ pub struct Bell {
 
 /// The bells that a commit is to ring: one for each queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bells(BTreeMap<String, Bell>);
+pub struct Bells {
+    by_queue: BTreeMap<String, Bell>,
+    put_off: bool,
+}
 
 impl Bells {
     /// Counts one job that became available.
@@ -38,39 +41,57 @@ impl Bells {
         self.add_bell(Bell { queue: queue.to_owned(), count: 1, job_id, trace: trace.clone() });
     }
 
-    /// Counts a new job, which is available at once unless it waits for its time.
+    /// Counts a new job that is available.
     pub fn add_new(&mut self, job: &NewJob) {
         self.add(&job.queue, job.id, &job.trace);
     }
 
+    /// Notes that the commit put a job off: the promoter is to look when it is due.
+    pub fn put_off(&mut self) {
+        self.put_off = true;
+    }
+
+    /// Whether the commit put a job off.
+    pub fn has_put_off(&self) -> bool {
+        self.put_off
+    }
+
+    /// Counts many jobs of a queue that are available, one of them named.
+    pub fn add_many(&mut self, queue: &str, jobs: Option<(u32, JobId)>) {
+        if let Some((count, job_id)) = jobs {
+            self.add_bell(Bell { queue: queue.to_owned(), count, job_id, trace: TraceContext::default() });
+        }
+    }
+
     /// Adds what another bell announces.
     pub fn add_bell(&mut self, bell: Bell) {
-        match self.0.get_mut(&bell.queue) {
+        match self.by_queue.get_mut(&bell.queue) {
             Some(known) => known.count = known.count.saturating_add(bell.count),
             None => {
-                self.0.insert(bell.queue.clone(), bell);
+                self.by_queue.insert(bell.queue.clone(), bell);
             }
         }
     }
 
     /// Adds what other bells announce.
     pub fn merge(&mut self, other: Self) {
-        other.0.into_values().for_each(|bell| self.add_bell(bell));
+        self.put_off |= other.put_off;
+        other.by_queue.into_values().for_each(|bell| self.add_bell(bell));
     }
 
     /// Whether there is nothing to ring.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.by_queue.is_empty()
     }
 
     /// The bells, by queue.
     pub fn iter(&self) -> impl Iterator<Item = &Bell> {
-        self.0.values()
+        self.by_queue.values()
     }
 
     /// Takes the bells out.
     pub fn into_vec(self) -> Vec<Bell> {
-        self.0.into_values().collect()
+        self.by_queue.into_values().collect()
     }
 }
 

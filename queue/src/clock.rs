@@ -73,6 +73,11 @@ pub fn later(now: Timestamp, by: Duration) -> Timestamp {
     TimeDelta::from_std(by).ok().and_then(|by| now.checked_add_signed(by)).unwrap_or(Timestamp::MAX_UTC)
 }
 
+/// A moment and a duration before it.
+pub fn earlier(now: Timestamp, by: Duration) -> Timestamp {
+    TimeDelta::from_std(by).ok().and_then(|by| now.checked_sub_signed(by)).unwrap_or(Timestamp::MIN_UTC)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 //!
 //! Nothing outside this crate knows an engine's name. [`Queue`] is what the producer, the worker and the console hold.
 
+mod admission;
 mod advance;
 mod batch;
 pub mod bell;

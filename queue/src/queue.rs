@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{EventId, JobId, NewJob, NewRun, RunId, Timestamp};
+use schemas::{EventId, JobId, JobState, NewJob, NewRun, Role, RunId, Timestamp};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +12,10 @@ use crate::bell::{Bells, Ringer};
 use crate::broker::{self, Broker, BrokerError};
 use crate::clock::LedgerClock;
 use crate::config::QueueConfig;
-use crate::ledger::{self, Desk, Ended, Enqueued, Finished, Ledger, LedgerError, NewDelivery, Operator, Receipt};
+use crate::ledger::{
+    self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, NewDelivery, Operator, Pausable,
+    Receipt, Replay,
+};
 use crate::upkeep;
 
 /// Why a queue could not be opened.
@@ -62,12 +65,10 @@ struct Inner {
     ledger: Arc<dyn Ledger>,
     broker: Arc<dyn Broker>,
     clock: LedgerClock,
-    ringer: Ringer,
+    bellman: Bellman,
     deliveries: Batcher<NewDelivery, Receipt>,
     jobs: Batcher<NewJob, Enqueued<JobId>>,
     ends: Batcher<Ended, bool>,
-    /// Rung when something was put off in this process, so that its promoter looks when it is due.
-    put_off: Arc<Notify>,
 }
 
 impl Queue {
@@ -92,12 +93,11 @@ impl Queue {
 
     /// A queue of given parts, for tests that drive the clock.
     pub fn with_parts(ledger: Arc<dyn Ledger>, broker: Arc<dyn Broker>, clock: LedgerClock) -> Self {
-        let ringer = Ringer::start(Arc::clone(&broker));
-        let put_off = Arc::new(Notify::new());
-        let deliveries = intake_writer(&ledger, &clock, &ringer);
-        let jobs = job_writer(&ledger, &clock, &ringer, &put_off);
-        let ends = end_writer(&ledger, &clock, &ringer, &put_off);
-        Self(Arc::new(Inner { ledger, broker, clock, ringer, deliveries, jobs, ends, put_off }))
+        let bellman = Bellman { ringer: Ringer::start(Arc::clone(&broker)), put_off: Arc::new(Notify::new()) };
+        let deliveries = intake_writer(&ledger, &clock, &bellman);
+        let jobs = job_writer(&ledger, &clock, &bellman);
+        let ends = end_writer(&ledger, &clock, &bellman);
+        Self(Arc::new(Inner { ledger, broker, clock, bellman, deliveries, jobs, ends }))
     }
 
     /// The ledger itself, for what is not batched.
@@ -127,20 +127,25 @@ impl Queue {
 
     /// Stores a job by hand, and rings after the commit.
     pub async fn start_job(&self, job: &NewJob, by: &Operator) -> Result<Enqueued<JobId>, LedgerError> {
-        let started = self.0.ledger.start_job(job, by, self.0.clock.now()).await?;
-        if matches!(started, Enqueued::New(_)) {
-            self.ring(bells_of(std::slice::from_ref(job), &[]));
-        }
+        let (started, bells) = self.0.ledger.start_job(job, by, self.0.clock.now()).await?;
+        self.ring(bells);
         Ok(started)
     }
 
     /// Stores a run by hand, and rings after the commit.
     pub async fn start_run(&self, run: &NewRun, by: &Operator) -> Result<Enqueued<RunId>, LedgerError> {
-        let started = self.0.ledger.start_run(run, by, self.0.clock.now()).await?;
-        if matches!(started, Enqueued::New(_)) {
-            self.ring(bells_of(&[], std::slice::from_ref(run)));
-        }
+        let (started, bells) = self.0.ledger.start_run(run, by, self.0.clock.now()).await?;
+        self.ring(bells);
         Ok(started)
+    }
+
+    /// Stores the work of a schedule's nominal time, once, and rings after the commit; whether this call did.
+    pub async fn fire(&self, firing: &Firing) -> Result<Fired, LedgerError> {
+        let fired = self.0.ledger.fire(firing, self.0.clock.now()).await?;
+        if let Fired::Now(bells) = &fired {
+            self.ring(bells.clone());
+        }
+        Ok(fired)
     }
 
     /// Records how an attempt ended, committed together with its neighbours; false where the attempt was stale.
@@ -149,7 +154,7 @@ impl Queue {
     }
 
     /// Cancels a job and rings for what that lets in.
-    pub async fn cancel(&self, job: JobId, by: &Operator) -> Result<schemas::JobState, LedgerError> {
+    pub async fn cancel(&self, job: JobId, by: &Operator) -> Result<JobState, LedgerError> {
         let (state, bells) = Desk::cancel(&*self.0.ledger, job, by, self.0.clock.now()).await?;
         self.ring(bells);
         Ok(state)
@@ -175,92 +180,106 @@ impl Queue {
         Ok(())
     }
 
-    /// Rings, later and without waiting. For whoever made jobs available and has committed.
+    /// Does work again under new ids, and rings for it.
+    pub async fn replay(&self, again: &[Replay], by: &Operator) -> Result<(), LedgerError> {
+        let bells = Desk::replay(&*self.0.ledger, again, by, self.0.clock.now()).await?;
+        self.ring(bells);
+        Ok(())
+    }
+
+    /// Consents to a job that waits for it, and rings for what that lets in; the state it is in now.
+    pub async fn approve(&self, job: JobId, role: Role, by: &Operator) -> Result<JobState, LedgerError> {
+        let (state, bells) = self.0.ledger.approve(job, role, by, self.0.clock.now()).await?;
+        self.ring(bells);
+        Ok(state)
+    }
+
+    /// Refuses a job that waits for consent, and rings for what that lets in.
+    pub async fn refuse(&self, job: JobId, role: Role, by: &Operator) -> Result<(), LedgerError> {
+        let bells = self.0.ledger.refuse(job, role, by, self.0.clock.now()).await?;
+        self.ring(bells);
+        Ok(())
+    }
+
+    /// Pauses a queue, a kind or a key, and lets others in where that makes room.
+    pub async fn pause(&self, what: &Pausable, by: &Operator) -> Result<(), LedgerError> {
+        self.0.ledger.pause(what, by, self.0.clock.now()).await?;
+        upkeep::review(self).await
+    }
+
+    /// Ends a pause and lets in what waited for that. What a failure after the first step leaves is let in by upkeep.
+    pub async fn resume(&self, what: &Pausable, by: &Operator) -> Result<(), LedgerError> {
+        let bells = self.0.ledger.resume(what, by, self.0.clock.now()).await?;
+        self.ring(bells);
+        upkeep::review(self).await
+    }
+
+    /// Rings, later and without waiting, and has the promoter look where something was put off. For whoever made jobs
+    /// available and has committed.
     pub fn ring(&self, bells: Bells) {
-        self.0.ringer.ring(bells);
+        self.0.bellman.ring(bells);
     }
 
     /// Promotes, rescues, prunes and keeps the clock right, until told to stop. Runs in every process.
     pub async fn keep_up(&self, stop: CancellationToken) {
-        upkeep::run(self, &self.0.put_off, stop).await;
+        upkeep::run(self, &self.0.bellman.put_off, stop).await;
     }
 
     /// Rings what is still to be rung, for at most `patience`, and closes the broker.
     pub async fn close(&self, patience: Duration) {
-        self.0.ringer.drain(patience).await;
+        self.0.bellman.ringer.drain(patience).await;
         self.0.broker.close().await;
     }
 }
 
-/// What is available at once of new work.
-pub(crate) fn bells_of(jobs: &[NewJob], runs: &[NewRun]) -> Bells {
-    let mut bells = Bells::default();
-    jobs.iter().filter(|job| job.run_at.is_none()).for_each(|job| bells.add_new(job));
-    let first = runs.iter().flat_map(|run| &run.jobs).filter(|planned| planned.needs.is_empty());
-    first.for_each(|planned| bells.add_new(&planned.job));
-    bells
+/// Has done after a commit what the commit calls for.
+#[derive(Clone)]
+struct Bellman {
+    ringer: Ringer,
+    /// Told when something was put off in this process, so that its promoter looks when it is due.
+    put_off: Arc<Notify>,
 }
 
-fn intake_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, ringer: &Ringer) -> Batcher<NewDelivery, Receipt> {
-    let (ledger, clock, ringer) = (Arc::clone(ledger), clock.clone(), ringer.clone());
+impl Bellman {
+    fn ring(&self, bells: Bells) {
+        if bells.has_put_off() {
+            self.put_off.notify_one();
+        }
+        self.ringer.ring(bells);
+    }
+}
+
+fn intake_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, bellman: &Bellman) -> Batcher<NewDelivery, Receipt> {
+    let (ledger, clock, bellman) = (Arc::clone(ledger), clock.clone(), bellman.clone());
     Batcher::start(move |deliveries: Arc<Vec<NewDelivery>>| {
-        let (ledger, clock, ringer) = (Arc::clone(&ledger), clock.clone(), ringer.clone());
+        let (ledger, clock, bellman) = (Arc::clone(&ledger), clock.clone(), bellman.clone());
         async move {
-            let receipts = ledger.accept(&deliveries, clock.now()).await?;
-            for (delivery, receipt) in deliveries.iter().zip(&receipts) {
-                if !receipt.duplicate && receipt.standing == schemas::Standing::Accepted {
-                    ringer.ring(bells_of(&delivery.jobs, &delivery.runs));
-                }
-            }
+            let (receipts, bells) = ledger.accept(&deliveries, clock.now()).await?;
+            bellman.ring(bells);
             Ok(receipts)
         }
     })
 }
 
-fn job_writer(
-    ledger: &Arc<dyn Ledger>,
-    clock: &LedgerClock,
-    ringer: &Ringer,
-    put_off: &Arc<Notify>,
-) -> Batcher<NewJob, Enqueued<JobId>> {
-    let (ledger, clock, ringer, put_off) = (Arc::clone(ledger), clock.clone(), ringer.clone(), Arc::clone(put_off));
+fn job_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, bellman: &Bellman) -> Batcher<NewJob, Enqueued<JobId>> {
+    let (ledger, clock, bellman) = (Arc::clone(ledger), clock.clone(), bellman.clone());
     Batcher::start(move |jobs: Arc<Vec<NewJob>>| {
-        let (ledger, clock, ringer, put_off) =
-            (Arc::clone(&ledger), clock.clone(), ringer.clone(), Arc::clone(&put_off));
+        let (ledger, clock, bellman) = (Arc::clone(&ledger), clock.clone(), bellman.clone());
         async move {
-            let enqueued = ledger.enqueue(&jobs, clock.now()).await?;
-            let mut bells = Bells::default();
-            for (job, _) in jobs.iter().zip(&enqueued).filter(|(_, enqueued)| matches!(enqueued, Enqueued::New(_))) {
-                match job.run_at {
-                    None => bells.add_new(job),
-                    Some(_) => put_off.notify_one(),
-                }
-            }
-            ringer.ring(bells);
+            let (enqueued, bells) = ledger.enqueue(&jobs, clock.now()).await?;
+            bellman.ring(bells);
             Ok(enqueued)
         }
     })
 }
 
-fn end_writer(
-    ledger: &Arc<dyn Ledger>,
-    clock: &LedgerClock,
-    ringer: &Ringer,
-    put_off: &Arc<Notify>,
-) -> Batcher<Ended, bool> {
-    let (ledger, clock, ringer, put_off) = (Arc::clone(ledger), clock.clone(), ringer.clone(), Arc::clone(put_off));
+fn end_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, bellman: &Bellman) -> Batcher<Ended, bool> {
+    let (ledger, clock, bellman) = (Arc::clone(ledger), clock.clone(), bellman.clone());
     Batcher::start(move |ends: Arc<Vec<Ended>>| {
-        let (ledger, clock, ringer, put_off) =
-            (Arc::clone(&ledger), clock.clone(), ringer.clone(), Arc::clone(&put_off));
+        let (ledger, clock, bellman) = (Arc::clone(&ledger), clock.clone(), bellman.clone());
         async move {
             let Finished { recorded, bells } = ledger.finish(&ends, clock.now()).await?;
-            ringer.ring(bells);
-            if ends
-                .iter()
-                .any(|end| matches!(end.outcome.state(), schemas::JobState::Retryable | schemas::JobState::Scheduled))
-            {
-                put_off.notify_one();
-            }
+            bellman.ring(bells);
             Ok(recorded)
         }
     })

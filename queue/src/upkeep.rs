@@ -16,6 +16,8 @@ use crate::ledger::LedgerError;
 const PROMOTE_EVERY: Duration = Duration::from_secs(5);
 /// A lease is rescued at most so much later than it ended.
 const RESCUE_EVERY: Duration = Duration::from_secs(5);
+/// What waits at the door is reviewed so often.
+const REVIEW_EVERY: Duration = Duration::from_secs(10);
 /// The database's time is sampled so often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// What has expired is forgotten so often.
@@ -26,9 +28,15 @@ const ROWS: u32 = 500;
 /// Works until told to stop. What fails is said, and done again at its next turn.
 pub(crate) async fn run(queue: &Queue, put_off: &Notify, stop: CancellationToken) {
     let start = Instant::now();
-    let mut turns = Turns { promote: start, rescue: start, sample: start + SAMPLE_EVERY, prune: start + PRUNE_EVERY };
+    let mut turns = Turns {
+        promote: start,
+        rescue: start,
+        review: start,
+        sample: start + SAMPLE_EVERY,
+        prune: start + PRUNE_EVERY,
+    };
     loop {
-        let due = turns.promote.min(turns.rescue).min(turns.sample).min(turns.prune);
+        let due = turns.promote.min(turns.rescue).min(turns.review).min(turns.sample).min(turns.prune);
         tokio::select! {
             () = stop.cancelled() => return,
             () = put_off.notified() => turns.promote = Instant::now(),
@@ -41,6 +49,7 @@ pub(crate) async fn run(queue: &Queue, put_off: &Notify, stop: CancellationToken
 struct Turns {
     promote: Instant,
     rescue: Instant,
+    review: Instant,
     sample: Instant,
     prune: Instant,
 }
@@ -54,6 +63,10 @@ impl Turns {
         if self.rescue <= now {
             said(rescue(queue, queue.clock().now()).await, "rescue");
             self.rescue = Instant::now() + RESCUE_EVERY;
+        }
+        if self.review <= now {
+            said(review(queue).await, "review what waits at the door");
+            self.review = Instant::now() + REVIEW_EVERY;
         }
         if self.sample <= now {
             if let Some(time) = said(queue.ledger().time().await, "tell the time") {
@@ -97,6 +110,17 @@ pub(crate) async fn rescue(queue: &Queue, before: Timestamp) -> Result<(), Ledge
         if rescued.jobs.len() < ROWS as usize {
             return Ok(());
         }
+    }
+}
+
+/// Lets in what waits where there is room, until nobody more comes in.
+pub(crate) async fn review(queue: &Queue) -> Result<(), LedgerError> {
+    loop {
+        let bells = queue.ledger().review(ROWS, queue.clock().now()).await?;
+        if bells.is_empty() {
+            return Ok(());
+        }
+        queue.ring(bells);
     }
 }
 

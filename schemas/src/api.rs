@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    AttemptRecord, Event, EventId, JobId, JobState, Priority, RunId, RunState, Standing, StepRecord, Timestamp,
+    AttemptRecord, Event, EventId, JobId, JobState, Priority, Rate, Role, RunId, RunState, Standing, StepRecord,
+    Timestamp,
 };
 
 /// The answer to a delivery.
@@ -138,10 +139,106 @@ pub struct JobView {
     pub run: Option<RunId>,
     /// The trace that it was made in, in hex.
     pub trace_id: Option<String>,
+    /// The job that it does again.
+    #[serde(default)]
+    pub replay_of: Option<JobId>,
+    /// What it must find room at.
+    #[serde(default)]
+    pub limits: Vec<LimitView>,
+    /// Whose consent it waits for, or had.
+    #[serde(default)]
+    pub approval: Option<ApprovalView>,
     /// Its attempts, first to last.
     pub attempts: Vec<AttemptRecord>,
     /// Its steps, in the order of their start.
     pub steps: Vec<StepRecord>,
+}
+
+/// What a job must find room at, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct LimitView {
+    /// The name that jobs share.
+    pub key: String,
+    /// At most so many at once.
+    pub at_once: Option<u32>,
+    /// How often they may start.
+    pub rate: Option<Rate>,
+    /// Whether the job has its room there now.
+    pub inside: bool,
+}
+
+/// Whose consent a job waits for, or had, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ApprovalView {
+    /// The job.
+    pub job: JobId,
+    /// Its kind.
+    pub kind: String,
+    /// The run that it belongs to.
+    pub run: Option<RunId>,
+    /// Its arguments, which the consent binds to.
+    pub args: Value,
+    /// How many people must consent.
+    pub needed: u32,
+    /// The role that each of them must have at least.
+    pub role: Role,
+    /// Whether who started the work may consent to it.
+    pub own: bool,
+    /// Who started the work, where a person or a program did.
+    pub requested_by: Option<String>,
+    /// Since when it waits for consent; none where its needs have not ended.
+    pub requested_at: Option<Timestamp>,
+    /// When it is cancelled without it.
+    pub expires_at: Option<Timestamp>,
+    /// When the last consent came.
+    pub granted_at: Option<Timestamp>,
+    /// Who consented.
+    pub consents: Vec<ConsentView>,
+}
+
+/// One consent, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ConsentView {
+    /// Who.
+    pub actor: String,
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: String,
+    /// Whether they consented to what they had started.
+    pub own: bool,
+}
+
+/// A pause, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct PauseView {
+    /// `queue`, `kind` or `key`.
+    pub what: String,
+    /// Its name.
+    pub name: String,
+    /// Since when.
+    pub at: Timestamp,
+    /// Who paused it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A token, for people. The token itself was shown once, to who made it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct TokenView {
+    /// Its name: the actor of what it does.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+    /// When it was ended.
+    pub revoked_at: Option<Timestamp>,
 }
 
 /// A run, for people.
@@ -165,6 +262,9 @@ pub struct RunView {
     pub actor: Option<String>,
     /// Why.
     pub reason: Option<String>,
+    /// The run that it does again.
+    #[serde(default)]
+    pub replay_of: Option<RunId>,
     /// Its jobs, each after those it needs.
     pub jobs: Vec<RunJobView>,
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
 
-use crate::{EventId, JobId, Key, NewJob, Priority, Problem, Timestamp, TraceContext};
+use crate::{EventId, JobId, Key, Limit, LimitConfig, NewJob, Priority, Problem, Timestamp, TraceContext};
 
 /// What the configuration defines, by name, for checks of arguments.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,10 @@ pub struct KindInfo {
     pub check: fn(&Value, &Names) -> Vec<Problem>,
     /// What a job with these arguments is the only one of.
     pub key: fn(&Value) -> Option<Key>,
+    /// What a job with these arguments must find room at.
+    pub limits: fn(&Value) -> Vec<Limit>,
+    /// Whether doing a finished job of it again is refused.
+    pub once: bool,
     /// The names that its output has, for conditions: null where anything may stand below.
     pub output: fn() -> Value,
 }
@@ -43,12 +47,20 @@ pub struct KindInfo {
 pub struct Catalog {
     kinds: BTreeMap<&'static str, KindInfo>,
     names: Names,
+    limits: BTreeMap<String, LimitConfig>,
 }
 
 impl Catalog {
     /// A catalog of the given kinds, whose checks know the given names.
     pub fn new(kinds: impl IntoIterator<Item = KindInfo>, names: Names) -> Self {
-        Self { kinds: kinds.into_iter().map(|kind| (kind.kind, kind)).collect(), names }
+        Self { kinds: kinds.into_iter().map(|kind| (kind.kind, kind)).collect(), names, limits: BTreeMap::new() }
+    }
+
+    /// The same catalog, with what the configuration says about limits, by key.
+    #[must_use]
+    pub fn with_limits(mut self, limits: BTreeMap<String, LimitConfig>) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// All kinds, by name.
@@ -84,9 +96,27 @@ impl Catalog {
             priority: info.priority,
             run_at: None,
             key: (info.key)(args),
+            limits: self.limits_of(info, args),
+            approval: None,
+            replay_of: None,
             event: None,
             trace: TraceContext::default(),
         })
+    }
+}
+
+impl Catalog {
+    /// The kind's own limits as they are configured, and the one that the configuration sets for the whole kind.
+    fn limits_of(&self, info: &KindInfo, args: &Value) -> Vec<Limit> {
+        let own = (info.limits)(args).into_iter();
+        let whole_kind = Limit::none(format!("kind:{}", info.kind));
+        own.chain([whole_kind])
+            .filter_map(|limit| match self.limits.get(&limit.key) {
+                Some(config) => Some(limit.configured(config)),
+                // A key without a limit would cost each job a row for the sake of a pause that may never come.
+                None => (limit.at_once.is_some() || limit.rate.is_some()).then_some(limit),
+            })
+            .collect()
     }
 }
 

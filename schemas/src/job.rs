@@ -6,13 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{EventId, JobId, Timestamp, TraceContext};
+use crate::{ApprovalPolicy, EventId, JobId, Limit, Timestamp, TraceContext};
 
 /// Where a job is in its life. [`TRANSITIONS`] says how each state is entered and left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
-    /// Waits for the jobs that it needs.
+    /// Waits for the jobs that it needs, for an approval, for room at its limits, or for the end of a pause.
     Pending,
     /// Waits for its time.
     Scheduled,
@@ -101,14 +101,29 @@ pub const TRANSITIONS: &[Transition] = {
     &[
         way(None, Available, "accept, enqueue", "its time is now and it needs nothing"),
         way(None, Scheduled, "accept, enqueue", "its time is later"),
-        way(None, Pending, "accept, enqueue", "it needs other jobs of its run"),
-        way(Some(Pending), Available, "finish", "its needs have ended and its condition holds"),
+        way(
+            None,
+            Pending,
+            "accept, enqueue",
+            "it needs other jobs of its run, an approval, room or the end of a pause",
+        ),
+        way(
+            Some(Pending),
+            Available,
+            "whoever ended its wait",
+            "its needs have ended, its condition holds, it is approved and finds room",
+        ),
+        way(Some(Pending), Scheduled, "whoever ended its wait", "the same, and its turn in a rate comes later"),
         way(Some(Pending), Skipped, "finish", "its condition is false, or it has none and a need failed"),
         way(Some(Pending), Discarded, "finish", "its condition could not be evaluated"),
-        way(Some(Pending), Cancelled, "operator", "cancel"),
+        way(Some(Pending), Cancelled, "operator", "cancel, or an approval refused"),
+        way(Some(Pending), Cancelled, "accept, enqueue", "a newer job took its place"),
+        way(Some(Pending), Cancelled, "promoter", "its approval did not come in time"),
         way(Some(Scheduled), Available, "promoter", "its time has come"),
+        way(Some(Scheduled), Pending, "promoter", "its time has come, and there is no room or a pause"),
         way(Some(Scheduled), Cancelled, "operator", "cancel"),
         way(Some(Available), Running, "worker", "claim"),
+        way(Some(Available), Pending, "operator", "pause of its kind or key"),
         way(Some(Available), Cancelled, "operator", "cancel"),
         way(Some(Running), Completed, "worker", "the handler succeeded"),
         way(Some(Running), Retryable, "worker", "the handler failed and may be tried again"),
@@ -118,9 +133,13 @@ pub const TRANSITIONS: &[Transition] = {
         way(Some(Running), Discarded, "worker", "the handler gave up, or too many failures, or too old"),
         way(Some(Running), Discarded, "rescuer", "the third crash without progress"),
         way(Some(Retryable), Available, "promoter", "its time has come"),
+        way(Some(Retryable), Pending, "promoter", "its time has come, and there is no room or a pause"),
+        way(Some(Retryable), Scheduled, "promoter", "its time has come, and its turn in a rate comes later"),
         way(Some(Retryable), Cancelled, "operator", "cancel"),
         way(Some(Discarded), Available, "operator", "retry"),
         way(Some(Cancelled), Available, "operator", "retry"),
+        way(Some(Discarded), Pending, "operator", "retry, and it waits for an approval, room or the end of a pause"),
+        way(Some(Cancelled), Pending, "operator", "retry, and it waits for an approval, room or the end of a pause"),
         way(Some(Skipped), Pending, "operator", "retry of what it was skipped for"),
     ]
 };
@@ -198,10 +217,23 @@ pub struct NewJob {
     pub run_at: Option<Timestamp>,
     /// What it is the only one of. A job of a run has none: the run has it.
     pub key: Option<Key>,
+    /// What it must find room at, each key once.
+    pub limits: Vec<Limit>,
+    /// Whose consent it waits for.
+    pub approval: Option<ApprovalPolicy>,
+    /// The job that it does again.
+    pub replay_of: Option<JobId>,
     /// The event that it was made for.
     pub event: Option<EventId>,
     /// The position in the trace that it was made at.
     pub trace: TraceContext,
+}
+
+impl NewJob {
+    /// Whether it may have to wait for more than its time and its needs.
+    pub fn is_gated(&self) -> bool {
+        !self.limits.is_empty() || self.approval.is_some()
+    }
 }
 
 #[cfg(test)]

@@ -4,24 +4,29 @@
 //! published JSON schemas under `schemas/json/` are emitted from them.
 
 pub mod api;
+pub mod approval;
 pub mod attempt;
 pub mod catalog;
 pub mod condition;
 pub mod event;
 pub mod ids;
 pub mod job;
+pub mod limit;
+pub mod period;
 pub mod problem;
 pub mod run;
 pub mod runbook;
 pub mod template;
 pub mod trace_context;
 
+pub use approval::{ApprovalConfig, ApprovalPolicy, Role};
 pub use attempt::{AttemptId, AttemptRecord, ClaimedJob, Outcome, StepRecord, StepState};
 pub use catalog::{Catalog, KindInfo, Names};
 pub use condition::Condition;
 pub use event::{Event, Facts, Standing};
 pub use ids::{EventId, JobId, RunId, WorkerId};
 pub use job::{JobState, Key, NewJob, Priority};
+pub use limit::{Limit, LimitConfig, Rate};
 pub use problem::Problem;
 pub use run::{NewRun, PlannedJob, RunState};
 pub use runbook::Runbook;

@@ -63,6 +63,8 @@ pub struct NewRun {
     pub reason: Option<String>,
     /// What it is the only one of.
     pub key: Option<Key>,
+    /// The run that it does again.
+    pub replay_of: Option<RunId>,
     /// The position in the trace that it was started at.
     pub trace: TraceContext,
 }

@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::{Catalog, Condition, NewRun, PlannedJob, Problem, RunId, Template, Timestamp, TraceContext};
+use crate::{
+    ApprovalConfig, ApprovalPolicy, Catalog, Condition, NewRun, PlannedJob, Problem, RunId, Template, Timestamp,
+    TraceContext,
+};
 
 /// A runbook as the configuration file spells it.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -35,6 +38,9 @@ pub struct RunbookJobConfig {
     /// The job's arguments; texts may hold templates over `inputs`.
     #[serde(default)]
     pub with: Map<String, Value>,
+    /// Whose consent it waits for, once its needs have ended.
+    #[serde(default)]
+    pub approval: Option<ApprovalConfig>,
 }
 
 /// What an input may be.
@@ -101,6 +107,7 @@ struct RunbookJob {
     kind: String,
     needs: Vec<String>,
     condition: Option<Condition>,
+    approval: Option<ApprovalPolicy>,
     with: Template,
 }
 
@@ -191,6 +198,7 @@ impl Runbook {
             actor: start.actor,
             reason: start.reason,
             key: start.key,
+            replay_of: None,
             trace: start.trace,
         })
     }
@@ -201,6 +209,7 @@ impl RunbookJob {
         let args = self.with.render(variables).map_err(|error| Problem::new(error.to_string()).within(&self.name))?;
         let mut job = catalog.job(&self.kind, &args, now).map_err(|problem| problem.within(&self.name))?;
         job.key = None; // The run holds the key: a job that vanished from its run would leave the others waiting.
+        job.approval.clone_from(&self.approval);
         job.event = start.event;
         job.trace = start.trace.clone();
         Ok(PlannedJob {
@@ -244,7 +253,14 @@ fn build_job(
     if !problems.is_empty() {
         return Err(problems);
     }
-    Ok(RunbookJob { name: name.to_owned(), kind: job.job.clone(), needs: job.needs.clone(), condition, with })
+    Ok(RunbookJob {
+        name: name.to_owned(),
+        kind: job.job.clone(),
+        needs: job.needs.clone(),
+        condition,
+        approval: job.approval.as_ref().map(ApprovalPolicy::from),
+        with,
+    })
 }
 
 /// What is wrong with the arguments that a template renders to, with examples for its variables.
@@ -314,6 +330,8 @@ mod tests {
             schema: || json!({}),
             check: |args, _| if args["ref"].is_string() { vec![] } else { vec![Problem::new("`ref` is missing")] },
             key: |_| None,
+            limits: |_| Vec::new(),
+            once: false,
             output: || json!({"pending": null}),
         };
         Catalog::new([kind], Names::default())

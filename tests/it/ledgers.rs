@@ -11,29 +11,6 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tests::ledgers::{LEASE, TestLedger, ada, completed, discarded, new_job};
 
-/// Runs each check on each engine.
-macro_rules! on_every_engine {
-    ($($check:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test] async fn $check() {
-                super::watched(tests::ledgers::TestLedger::sqlite().await, super::$check).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test] async fn $check() {
-                super::watched(tests::ledgers::TestLedger::postgres().await, super::$check).await;
-            })*
-        }
-    };
-}
-
-/// Runs a check; whatever it does, jobs go only ways that there are.
-async fn watched(t: TestLedger, check: impl AsyncFnOnce(TestLedger)) {
-    let watch = t.watch().await;
-    check(t).await;
-    watch.verify().await;
-}
-
 on_every_engine![
     a_stored_job_is_claimed_once_and_completes,
     claims_go_by_priority_then_time_then_id,
@@ -251,17 +228,17 @@ fn keyed(t: &TestLedger, key: &str) -> schemas::NewJob {
 
 async fn a_key_is_held_by_one_job_until_it_fails_or_expires(t: TestLedger) {
     let jobs = [keyed(&t, "a"), keyed(&t, "a"), keyed(&t, "b")];
-    let enqueued = t.ledger.enqueue(&jobs, t.now()).await.unwrap();
+    let (enqueued, _) = t.ledger.enqueue(&jobs, t.now()).await.unwrap();
     let first = jobs[0].id;
     assert_eq!(enqueued, [Enqueued::New(first), Enqueued::Existing(first), Enqueued::New(jobs[2].id)]);
     t.complete_next(None).await;
-    let again = t.ledger.enqueue(&[keyed(&t, "a")], t.now()).await.unwrap();
+    let (again, _) = t.ledger.enqueue(&[keyed(&t, "a")], t.now()).await.unwrap();
     assert_eq!(again, [Enqueued::Existing(first)], "a key outlives a success");
     let failed = t.claim_one().await.id;
     t.finish(failed, discarded("no")).await;
-    assert!(matches!(t.ledger.enqueue(&[keyed(&t, "b")], t.now()).await.unwrap()[0], Enqueued::New(_)));
+    assert!(matches!(t.ledger.enqueue(&[keyed(&t, "b")], t.now()).await.unwrap().0[0], Enqueued::New(_)));
     t.clock.advance(Duration::from_secs(3601));
-    assert!(matches!(t.ledger.enqueue(&[keyed(&t, "a")], t.now()).await.unwrap()[0], Enqueued::New(_)));
+    assert!(matches!(t.ledger.enqueue(&[keyed(&t, "a")], t.now()).await.unwrap().0[0], Enqueued::New(_)));
 }
 
 async fn a_delivery_is_booked_once_with_its_jobs(t: TestLedger) {
@@ -278,7 +255,7 @@ async fn a_delivery_is_booked_once_with_its_jobs(t: TestLedger) {
 
 async fn deliveries_of_one_batch_are_told_apart(t: TestLedger) {
     let batch = [t.delivery("d-1", b"1"), t.delivery("d-1", b"1"), t.delivery("d-2", b"2")];
-    let receipts = t.ledger.accept(&batch, t.now()).await.unwrap();
+    let (receipts, _) = t.ledger.accept(&batch, t.now()).await.unwrap();
     assert_eq!(receipts.iter().map(|receipt| receipt.duplicate).collect::<Vec<_>>(), [false, true, false]);
     assert_eq!(receipts[1].event, batch[0].event.id);
     assert_eq!(t.claim(10).await.len(), 2);
@@ -473,10 +450,10 @@ async fn a_retry_in_a_run_lets_what_was_skipped_wait_again(t: TestLedger) {
 
 async fn what_is_started_by_hand_says_by_whom_and_why(t: TestLedger) {
     let (job, run) = (keyed(&t, "a"), deploy(&t));
-    assert_eq!(t.ledger.start_job(&job, &ada(), t.now()).await.unwrap(), Enqueued::New(job.id));
-    let again = t.ledger.start_job(&keyed(&t, "a"), &ada(), t.now()).await.unwrap();
+    assert_eq!(t.ledger.start_job(&job, &ada(), t.now()).await.unwrap().0, Enqueued::New(job.id));
+    let (again, _) = t.ledger.start_job(&keyed(&t, "a"), &ada(), t.now()).await.unwrap();
     assert_eq!(again, Enqueued::Existing(job.id));
-    assert_eq!(t.ledger.start_run(&run, &ada(), t.now()).await.unwrap(), Enqueued::New(run.id));
+    assert_eq!(t.ledger.start_run(&run, &ada(), t.now()).await.unwrap().0, Enqueued::New(run.id));
     assert_eq!(t.claim(10).await.len(), 2);
     let audit = t.ledger.audit(10).await.unwrap();
     let subjects: HashSet<String> = audit.iter().map(|line| line.subject.clone()).collect();
@@ -491,9 +468,9 @@ async fn a_retry_in_a_run_takes_the_key_of_the_run_again(t: TestLedger) {
     t.ledger.start(&first, t.now()).await.unwrap();
     t.finish(t.claim_one().await.id, discarded("no luck")).await;
     t.ledger.retry(first.jobs[0].job.id, &ada(), t.now()).await.unwrap();
-    assert_eq!(t.ledger.start(&second, t.now()).await.unwrap(), Enqueued::Existing(first.id), "it runs again");
+    assert_eq!(t.ledger.start(&second, t.now()).await.unwrap().0, Enqueued::Existing(first.id), "it runs again");
     t.finish(t.claim_one().await.id, discarded("no luck")).await;
-    assert_eq!(t.ledger.start(&third, t.now()).await.unwrap(), Enqueued::New(third.id));
+    assert_eq!(t.ledger.start(&third, t.now()).await.unwrap().0, Enqueued::New(third.id));
     let refused = t.ledger.retry(first.jobs[0].job.id, &ada(), t.now()).await;
     assert!(matches!(refused, Err(LedgerError::Conflict(why)) if why.contains(&third.id.to_string())));
     assert_eq!(t.state(first.jobs[0].job.id).await, JobState::Discarded);
@@ -599,10 +576,10 @@ async fn a_nul_in_a_text_wedges_nothing(t: TestLedger) {
     let mut delivery = t.delivery("d-\0", b"body");
     delivery.event.subject = Some("refs/heads/\0".into());
     delivery.jobs = vec![keyed(&t, "a\0b")];
-    let receipts = t.ledger.accept(&[delivery.clone(), t.delivery("d-2", b"2")], t.now()).await.unwrap();
+    let (receipts, _) = t.ledger.accept(&[delivery.clone(), t.delivery("d-2", b"2")], t.now()).await.unwrap();
     assert!(receipts.iter().all(|receipt| !receipt.duplicate && receipt.jobs.len() == 1));
     assert!(t.accept(&delivery).await.duplicate);
-    let again = t.ledger.enqueue(&[keyed(&t, "a\0b")], t.now()).await.unwrap();
+    let (again, _) = t.ledger.enqueue(&[keyed(&t, "a\0b")], t.now()).await.unwrap();
     assert_eq!(again, [Enqueued::Existing(delivery.jobs[0].id)]);
     let attempt = t.claim_one().await.id;
     t.ledger.start_step(attempt, "a\0b", t.now()).await.unwrap();
@@ -620,7 +597,7 @@ async fn queues_and_lists_tell_what_is_there(t: TestLedger) {
     assert_eq!(queues.len(), 1);
     let counts: Vec<(&str, u64)> = queues[0].jobs.iter().map(|(state, count)| (state.as_str(), *count)).collect();
     assert_eq!(counts, [("available", 1), ("running", 1)]);
-    let list = |state| JobFilter { state, kind: Some("noop".into()), limit: 10 };
+    let list = |state| JobFilter { state, kind: Some("noop".into()), limit: 10, ..JobFilter::default() };
     let all = t.ledger.jobs(&list(None)).await.unwrap();
     assert_eq!(all.iter().map(|job| job.id).collect::<Vec<_>>(), ids.iter().rev().copied().collect::<Vec<_>>());
     let completed = t.ledger.jobs(&list(Some(JobState::Completed))).await.unwrap();

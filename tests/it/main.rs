@@ -1,13 +1,19 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
+#[macro_use]
+mod engines;
+
+mod admission;
 mod backups;
 mod brokers;
 mod commands;
+mod desk;
 mod kills;
 mod ledgers;
 mod migrations;
 mod notifications;
 mod postgres_ledger;
+mod schedules;
 mod stores;
 mod telemetry;
 mod vault;

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::{
-    AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Intake, JobFilter, Ledger, LedgerError,
-    NewDelivery, Operator, Promoted, Receipt, Rescued, StoredBody, Upkeep, Work,
+    AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, Intake, JobFilter, Ledger,
+    LedgerError, NewDelivery, NewToken, Operator, Pausable, Promoted, Receipt, Replay, Rescued, StoredBody, Upkeep,
+    Work,
 };
-use schemas::api::{EventView, JobView, QueueView, RunView};
-use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, RunId, StepState, Timestamp};
+use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -58,16 +59,24 @@ impl FaultyLedger {
 
 #[async_trait]
 impl Intake for FaultyLedger {
-    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError> {
         self.pass("accept")?.accept(deliveries, now).await
     }
 
-    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
         self.pass("enqueue")?.enqueue(jobs, now).await
     }
 
-    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         self.pass("start")?.start(run, now).await
+    }
+
+    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        self.pass("announce")?.announce(config_digest, now).await
+    }
+
+    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
+        self.pass("fire")?.fire(firing, now).await
     }
 }
 
@@ -130,15 +139,29 @@ impl Upkeep for FaultyLedger {
     async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
         self.pass("prune")?.prune(limit, now).await
     }
+
+    async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.pass("review")?.review(limit, now).await
+    }
 }
 
 #[async_trait]
 impl Desk for FaultyLedger {
-    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+    async fn start_job(
+        &self,
+        job: &NewJob,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<JobId>, Bells), LedgerError> {
         self.pass("start_job")?.start_job(job, by, now).await
     }
 
-    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start_run(
+        &self,
+        run: &NewRun,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         self.pass("start_run")?.start_run(run, by, now).await
     }
 
@@ -159,6 +182,40 @@ impl Desk for FaultyLedger {
         now: Timestamp,
     ) -> Result<Bells, LedgerError> {
         self.pass("release")?.release(event, jobs, runs, by, now).await
+    }
+
+    async fn replay(&self, again: &[Replay], by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.pass("replay")?.replay(again, by, now).await
+    }
+
+    async fn approve(
+        &self,
+        job: JobId,
+        role: Role,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(JobState, Bells), LedgerError> {
+        self.pass("approve")?.approve(job, role, by, now).await
+    }
+
+    async fn refuse(&self, job: JobId, role: Role, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.pass("refuse")?.refuse(job, role, by, now).await
+    }
+
+    async fn pause(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        self.pass("pause")?.pause(what, by, now).await
+    }
+
+    async fn resume(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.pass("resume")?.resume(what, by, now).await
+    }
+
+    async fn keep_token(&self, token: &NewToken, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        self.pass("keep_token")?.keep_token(token, by, now).await
+    }
+
+    async fn revoke_token(&self, name: &str, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        self.pass("revoke_token")?.revoke_token(name, by, now).await
     }
 }
 
@@ -198,5 +255,21 @@ impl Books for FaultyLedger {
 
     async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError> {
         self.pass("audit")?.audit(limit).await
+    }
+
+    async fn approvals(&self, limit: u32) -> Result<Vec<ApprovalView>, LedgerError> {
+        self.pass("approvals")?.approvals(limit).await
+    }
+
+    async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError> {
+        self.pass("pauses")?.pauses().await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError> {
+        self.pass("tokens")?.tokens().await
+    }
+
+    async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError> {
+        self.pass("token")?.token(hash, now).await
     }
 }

@@ -13,6 +13,7 @@ use schemas::{
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
+use sqlx::{Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::transitions::Watch;
@@ -62,6 +63,18 @@ impl TestLedger {
         Watch::begin(&self.url, self.folder.clone()).await
     }
 
+    /// Does something to the tables behind the ledger's back.
+    pub async fn raw(&self, statement: &'static str) {
+        if self.url.starts_with("sqlite:") {
+            let mut ledger = SqliteConnection::connect(&self.url).await.expect("the ledger's file");
+            sqlx::raw_sql(statement).execute(&mut ledger).await.expect("done");
+        } else {
+            let mut ledger = PgConnection::connect(&self.url).await.expect("the ledger's database");
+            sqlx::raw_sql("set search_path = nightporter").execute(&mut ledger).await.expect("the schema");
+            sqlx::raw_sql(statement).execute(&mut ledger).await.expect("done");
+        }
+    }
+
     /// The time.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
@@ -75,7 +88,7 @@ impl TestLedger {
 
     /// Stores jobs.
     pub async fn enqueue(&self, jobs: &[NewJob]) -> Vec<JobId> {
-        let enqueued = self.ledger.enqueue(jobs, self.now()).await.expect("enqueued");
+        let (enqueued, _) = self.ledger.enqueue(jobs, self.now()).await.expect("enqueued");
         enqueued.iter().map(ledger::Enqueued::id).collect()
     }
 
@@ -153,6 +166,7 @@ impl TestLedger {
             actor: Some("ada".into()),
             reason: Some("because".into()),
             key: None,
+            replay_of: None,
             trace: TraceContext::default(),
         }
     }
@@ -192,7 +206,7 @@ impl TestLedger {
 
     /// Books one delivery.
     pub async fn accept(&self, delivery: &NewDelivery) -> ledger::Receipt {
-        let mut receipts = self.ledger.accept(std::slice::from_ref(delivery), self.now()).await.expect("accepted");
+        let (mut receipts, _) = self.ledger.accept(std::slice::from_ref(delivery), self.now()).await.expect("accepted");
         receipts.pop().expect("a receipt")
     }
 }
@@ -207,6 +221,9 @@ pub fn new_job(kind: &str, args: &str, now: Timestamp) -> NewJob {
         priority: Priority::Normal,
         run_at: None,
         key: None,
+        limits: Vec::new(),
+        approval: None,
+        replay_of: None,
         event: None,
         trace: TraceContext::default(),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{Key, Names, Priority, Problem};
+use schemas::{Key, Limit, Names, Priority, Problem};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -41,6 +41,14 @@ pub trait Handler: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'st
     fn key(&self) -> Option<Key> {
         None
     }
+
+    /// What a job with these arguments must find room at: `Limit::one("database:main")` for whatever must be alone there.
+    fn limits(&self) -> Vec<Limit> {
+        Vec::new()
+    }
+
+    /// Whether doing a finished job of it again is refused: its effect must not be doubled.
+    const ONCE: bool = false;
 
     /// The names that its output has, for conditions: null where anything may stand below.
     fn output() -> Value {

@@ -46,6 +46,8 @@ impl Registry {
                 schema: || schemars::schema_for!(H).to_value(),
                 check: check::<H>,
                 key: |args| decode::<H>(args).ok().and_then(|handler| handler.key()),
+                limits: |args| decode::<H>(args).map(|handler| handler.limits()).unwrap_or_default(),
+                once: H::ONCE,
                 output: H::output,
             },
             retry: H::RETRY,

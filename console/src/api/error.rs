@@ -87,7 +87,9 @@ impl From<&LedgerError> for ApiError {
                 Self::Refused
             }
             LedgerError::NotFound(what) => Self::NotFound(format!("there is no such {what}")),
-            LedgerError::Stale | LedgerError::Conflict(_) => Self::Conflict(failure.to_string()),
+            LedgerError::Stale | LedgerError::Conflict(_) | LedgerError::Forbidden(_) => {
+                Self::Conflict(failure.to_string())
+            }
         }
     }
 }

@@ -21,7 +21,8 @@ pub(crate) struct ListParams {
 }
 
 pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<JobView>> {
-    let filter = JobFilter { state: params.state, kind: params.kind, limit: limit(params.limit) };
+    let filter =
+        JobFilter { state: params.state, kind: params.kind, limit: limit(params.limit), ..JobFilter::default() };
     Ok(Json(console.queue.ledger().jobs(&filter).await?))
 }
 

@@ -23,6 +23,8 @@ fn startable() -> Startable {
         schema: || json!({}),
         check: |args, _| if args["ref"].is_string() { vec![] } else { vec![Problem::new("`ref` is missing")] },
         key: |_| None,
+        limits: |_| Vec::new(),
+        once: false,
         output: || json!({}),
     };
     let catalog = Catalog::new([kind], Names::default());

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::*;
-use schemas::api::{EventView, JobView, QueueView, RunView};
-use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, RunId, StepState, Timestamp};
+use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -54,7 +54,7 @@ impl Faulty {
 
 #[async_trait]
 impl Intake for Faulty {
-    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError> {
         self.meet().await?;
         if self.fault.is(Now::Refuses) && deliveries.iter().any(|delivery| delivery.unreadable.is_none()) {
             return Err(LedgerError::Refused(sqlx::Error::WorkerCrashed));
@@ -62,11 +62,17 @@ impl Intake for Faulty {
         let receipts = self.ledger.accept(deliveries, now).await;
         if self.fault.is(Now::Unknown) { Err(LedgerError::Unknown("the line broke".into())) } else { receipts }
     }
-    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
         self.ledger.enqueue(jobs, now).await
     }
-    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         self.ledger.start(run, now).await
+    }
+    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        self.ledger.announce(config_digest, now).await
+    }
+    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
+        self.ledger.fire(firing, now).await
     }
 }
 
@@ -87,6 +93,9 @@ impl Upkeep for Faulty {
     }
     async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
         self.ledger.prune(limit, now).await
+    }
+    async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.ledger.review(limit, now).await
     }
 }
 
@@ -125,11 +134,21 @@ impl Work for Faulty {
 
 #[async_trait]
 impl Desk for Faulty {
-    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+    async fn start_job(
+        &self,
+        job: &NewJob,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<JobId>, Bells), LedgerError> {
         Desk::start_job(&*self.ledger, job, by, now).await
     }
 
-    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start_run(
+        &self,
+        run: &NewRun,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         Desk::start_run(&*self.ledger, run, by, now).await
     }
 
@@ -148,6 +167,33 @@ impl Desk for Faulty {
         now: Timestamp,
     ) -> Result<Bells, LedgerError> {
         Desk::release(&*self.ledger, event, jobs, runs, by, now).await
+    }
+    async fn replay(&self, again: &[Replay], by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        Desk::replay(&*self.ledger, again, by, now).await
+    }
+    async fn approve(
+        &self,
+        job: JobId,
+        role: Role,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(JobState, Bells), LedgerError> {
+        Desk::approve(&*self.ledger, job, role, by, now).await
+    }
+    async fn refuse(&self, job: JobId, role: Role, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        Desk::refuse(&*self.ledger, job, role, by, now).await
+    }
+    async fn pause(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        Desk::pause(&*self.ledger, what, by, now).await
+    }
+    async fn resume(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        Desk::resume(&*self.ledger, what, by, now).await
+    }
+    async fn keep_token(&self, token: &NewToken, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        Desk::keep_token(&*self.ledger, token, by, now).await
+    }
+    async fn revoke_token(&self, name: &str, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        Desk::revoke_token(&*self.ledger, name, by, now).await
     }
 }
 
@@ -179,5 +225,17 @@ impl Books for Faulty {
     }
     async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError> {
         self.ledger.audit(limit).await
+    }
+    async fn approvals(&self, limit: u32) -> Result<Vec<ApprovalView>, LedgerError> {
+        self.ledger.approvals(limit).await
+    }
+    async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError> {
+        self.ledger.pauses().await
+    }
+    async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError> {
+        self.ledger.tokens().await
+    }
+    async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError> {
+        self.ledger.token(hash, now).await
     }
 }

@@ -114,6 +114,8 @@ fn door(queue: &Queue, folder: &TempDir, limits: SpoolLimits, routes: &Value) ->
         schema: || json!({}),
         check: |_, _| Vec::new(),
         key: |_| None,
+        limits: |_| Vec::new(),
+        once: false,
         output: || json!({}),
     };
     let startable = Startable { catalog: Arc::new(Catalog::new([kind], Names::default())), runbooks: Arc::default() };

@@ -9,6 +9,7 @@
 //! - Whatever becomes `available` is told to the caller as [`Bells`], to be rung after the commit.
 //! - Rows are written in the order of their keys, so that no two transactions wait for each other.
 
+mod door;
 mod postgres;
 mod rows;
 mod sqlite;
@@ -17,10 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use schemas::api::{EventView, JobView, QueueView, RunView};
+use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{
-    AttemptId, ClaimedJob, Event, EventId, JobId, JobState, NewJob, NewRun, Outcome, RunId, Standing, StepState,
-    Timestamp, TraceContext, WorkerId,
+    AttemptId, ClaimedJob, Event, EventId, JobId, JobState, NewJob, NewRun, Outcome, Role, RunId, RunState, Standing,
+    StepState, Timestamp, TraceContext, WorkerId,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -50,6 +51,9 @@ pub enum LedgerError {
     /// There is no such thing.
     #[error("there is no such {0}")]
     NotFound(&'static str),
+    /// This person may not do it.
+    #[error("{0}")]
+    Forbidden(String),
     /// It is in a state in which this cannot be done.
     #[error("{0}")]
     Conflict(String),
@@ -236,8 +240,122 @@ pub struct JobFilter {
     pub state: Option<JobState>,
     /// Only of this kind.
     pub kind: Option<String>,
+    /// Only of this queue.
+    pub queue: Option<String>,
+    /// Only stored at this time or later.
+    pub since: Option<Timestamp>,
+    /// Only stored before this time.
+    pub until: Option<Timestamp>,
+    /// Only older than this one: the last of the page before.
+    pub before: Option<JobId>,
     /// At most so many, the newest first.
     pub limit: u32,
+}
+
+/// A nominal time of a schedule, and the work that it starts.
+#[derive(Clone, Debug)]
+pub struct Firing {
+    /// The schedule's name.
+    pub schedule: String,
+    /// The time that the schedule names, not the time at which somebody came round to it.
+    pub nominal: Timestamp,
+    /// Of the configuration that the schedule is from.
+    pub config_digest: String,
+    /// What it starts.
+    pub jobs: Vec<NewJob>,
+    /// What it starts.
+    pub runs: Vec<NewRun>,
+}
+
+/// What became of a firing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fired {
+    /// The work is stored. What became available by it.
+    Now(Bells),
+    /// This nominal time has fired before; nothing was stored.
+    Before,
+    /// A producer with a newer configuration is alive: schedules are its to fire; nothing was stored.
+    Outdated,
+}
+
+/// A newer configuration counts for as long as one of its producers was heard of in this time.
+pub const GENERATION_MEMORY: Duration = Duration::from_mins(5);
+
+/// What can be paused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Pausable {
+    /// Its jobs are not claimed.
+    Queue(String),
+    /// Its jobs are not let in.
+    Kind(String),
+    /// Jobs that name it as a limit are not let in.
+    Key(String),
+}
+
+impl Pausable {
+    /// The word for what it is.
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Self::Queue(_) => "queue",
+            Self::Kind(_) => "kind",
+            Self::Key(_) => "key",
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Queue(name) | Self::Kind(name) | Self::Key(name) => name,
+        }
+    }
+}
+
+/// Work that is to be done again, and how it stood when the operator looked: if it stands differently now, nothing at all
+/// is replayed.
+#[derive(Clone, Debug)]
+pub enum Replay {
+    /// A job.
+    Job {
+        /// Which.
+        of: JobId,
+        /// Its state when it was looked at.
+        state: JobState,
+        /// The number of its last attempt when it was looked at.
+        attempt: i32,
+        /// The new job.
+        again: Box<NewJob>,
+    },
+    /// A run.
+    Run {
+        /// Which.
+        of: RunId,
+        /// How it stood when it was looked at.
+        state: RunState,
+        /// The new run.
+        again: Box<NewRun>,
+    },
+    /// What today's routes make of an event.
+    Event {
+        /// Which.
+        of: EventId,
+        /// The new jobs.
+        jobs: Vec<NewJob>,
+        /// The new runs.
+        runs: Vec<NewRun>,
+    },
+}
+
+/// A token that opens the API. The token itself is nowhere.
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// Its name, under which what it does is audited.
+    pub name: String,
+    /// SHA-256 of the token.
+    pub hash: [u8; 32],
+    /// What it may do.
+    pub role: Role,
+    /// When it ends, if it does.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// One line of the audit.
@@ -256,13 +374,20 @@ pub struct AuditRecord {
 pub trait Intake: Send + Sync {
     /// Books deliveries together with the jobs and runs of their routes. A repeat changes nothing. The answers are in
     /// the order of the deliveries.
-    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError>;
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError>;
 
     /// Stores jobs. The answers are in the order of the jobs.
-    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError>;
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError>;
 
     /// Stores a run with all its jobs.
-    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError>;
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError>;
+
+    /// Says that a producer with this configuration is alive, and answers whether none with a newer one is. A
+    /// configuration is as new as its first announcement.
+    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError>;
+
+    /// Stores the work of a schedule's nominal time, once, however many producers ask.
+    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError>;
 }
 
 /// For workers.
@@ -310,6 +435,10 @@ pub trait Upkeep: Send + Sync {
     /// Makes jobs available whose time has come, at most `limit`.
     async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError>;
 
+    /// Cancels jobs whose approval did not come in time, and lets in what waits where there is room after all: a net
+    /// below the transactions that let in themselves. At most `limit` of each.
+    async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError>;
+
     /// Takes back jobs whose lease ended before `before`, at most `limit`: available again, or discarded after the
     /// third crash without progress, or cancelled where that was asked for.
     async fn rescue(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<Rescued, LedgerError>;
@@ -322,10 +451,20 @@ pub trait Upkeep: Send + Sync {
 #[async_trait]
 pub trait Desk: Send + Sync {
     /// Stores a job by hand.
-    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError>;
+    async fn start_job(
+        &self,
+        job: &NewJob,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<JobId>, Bells), LedgerError>;
 
     /// Stores a run by hand.
-    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError>;
+    async fn start_run(
+        &self,
+        run: &NewRun,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<RunId>, Bells), LedgerError>;
 
     /// Ends a job: at once where it waits, through its next heartbeat where it runs. The state it is in now.
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError>;
@@ -343,6 +482,34 @@ pub trait Desk: Send + Sync {
         by: &Operator,
         now: Timestamp,
     ) -> Result<Bells, LedgerError>;
+
+    /// Does work again under new ids: all of it, or nothing and [`LedgerError::Conflict`] where one of them no longer
+    /// stands as it was looked at.
+    async fn replay(&self, again: &[Replay], by: &Operator, now: Timestamp) -> Result<Bells, LedgerError>;
+
+    /// Consents to a job that waits for it; the state it is in now. The same person's second consent changes nothing.
+    async fn approve(
+        &self,
+        job: JobId,
+        role: Role,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(JobState, Bells), LedgerError>;
+
+    /// Refuses a job that waits for consent: it is cancelled.
+    async fn refuse(&self, job: JobId, role: Role, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError>;
+
+    /// Pauses a queue, a kind or a key. What runs goes on.
+    async fn pause(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<(), LedgerError>;
+
+    /// Ends a pause.
+    async fn resume(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError>;
+
+    /// Keeps a token. A name that another has or had is a conflict: the audit names who did what by it.
+    async fn keep_token(&self, token: &NewToken, by: &Operator, now: Timestamp) -> Result<(), LedgerError>;
+
+    /// Ends a token.
+    async fn revoke_token(&self, name: &str, by: &Operator, now: Timestamp) -> Result<(), LedgerError>;
 }
 
 /// For readers.
@@ -364,6 +531,14 @@ pub trait Books: Send + Sync {
     async fn runs(&self, limit: u32) -> Result<Vec<RunView>, LedgerError>;
     /// How many jobs wait or run, by queue.
     async fn queues(&self) -> Result<Vec<QueueView>, LedgerError>;
+    /// The approvals that jobs wait for, the oldest first.
+    async fn approvals(&self, limit: u32) -> Result<Vec<ApprovalView>, LedgerError>;
+    /// What is paused.
+    async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError>;
+    /// All tokens, revoked ones included.
+    async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError>;
+    /// The token with this SHA-256, if it lives.
+    async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError>;
     /// The newest lines of the audit.
     async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError>;
 }

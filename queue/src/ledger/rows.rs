@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::DateTime;
-use schemas::api::{EventView, JobView, QueueView, RunJobView, RunView};
+use schemas::api::{EventView, JobView, QueueView, RunJobView, RunView, TokenView};
 use schemas::{
     AttemptId, AttemptRecord, ClaimedJob, Event, EventId, Facts, JobId, JobState, Priority, RunId, RunState, Standing,
     StepRecord, Timestamp, TraceContext, WorkerId,
@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::door::role;
 use super::{LedgerError, Repeats};
 use crate::advance::Node;
 
@@ -29,7 +30,7 @@ pub(super) fn moment(micros: i64) -> Timestamp {
 }
 
 /// A value in a table that this binary does not understand: written by a newer one, or by hand.
-fn unreadable(what: &str, value: impl std::fmt::Display) -> LedgerError {
+pub(super) fn unreadable(what: &str, value: impl std::fmt::Display) -> LedgerError {
     LedgerError::Refused(sqlx::Error::Decode(
         format!("{what} {value} in the ledger is not known to this binary").into(),
     ))
@@ -39,7 +40,7 @@ pub(super) fn state(code: i16) -> Result<JobState, LedgerError> {
     JobState::from_code(code).ok_or_else(|| unreadable("the job state", code))
 }
 
-fn json(text: &str) -> Result<Value, LedgerError> {
+pub(super) fn json(text: &str) -> Result<Value, LedgerError> {
     serde_json::from_str(text).map_err(|error| unreadable("the JSON", error))
 }
 
@@ -148,6 +149,7 @@ pub(super) struct NodeRow {
     output: Option<String>,
     pub(super) queue: String,
     pub(super) kind: String,
+    pub(super) gated: bool,
     traceparent: Option<String>,
     tracestate: Option<String>,
 }
@@ -235,6 +237,7 @@ pub(super) struct JobRow {
     args: String,
     event_id: Option<Uuid>,
     traceparent: Option<String>,
+    replay_of: Option<Uuid>,
 }
 
 impl JobRow {
@@ -261,6 +264,9 @@ impl JobRow {
             event: self.event_id.map(EventId),
             run: self.run_id.map(RunId),
             trace_id: trace.trace_id().map(str::to_owned),
+            replay_of: self.replay_of.map(JobId),
+            limits: Vec::new(),
+            approval: None,
             attempts,
             steps: steps.into_iter().map(StepRow::into_record).collect::<Result<_, _>>()?,
         })
@@ -336,6 +342,7 @@ pub(super) struct RunRow {
     event_id: Option<Uuid>,
     actor: Option<String>,
     reason: Option<String>,
+    replay_of: Option<Uuid>,
 }
 
 impl RunRow {
@@ -350,6 +357,7 @@ impl RunRow {
             event: self.event_id.map(EventId),
             actor: self.actor,
             reason: self.reason,
+            replay_of: self.replay_of.map(RunId),
             jobs: jobs.into_iter().map(RunJobRow::into_view).collect::<Result<_, _>>()?,
         })
     }
@@ -381,6 +389,29 @@ impl RunJobRow {
             output: optional_json(self.output.as_ref())?,
             started_at: self.started_at.map(moment),
             finished_at: self.finished_at.map(moment),
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct TokenRow {
+    name: String,
+    role: i16,
+    created_at: i64,
+    created_by: String,
+    expires_at: Option<i64>,
+    revoked_at: Option<i64>,
+}
+
+impl TokenRow {
+    pub(super) fn into_view(self) -> Result<TokenView, LedgerError> {
+        Ok(TokenView {
+            name: self.name,
+            role: role(self.role)?,
+            created_at: moment(self.created_at),
+            created_by: self.created_by,
+            expires_at: self.expires_at.map(moment),
+            revoked_at: self.revoked_at.map(moment),
         })
     }
 }

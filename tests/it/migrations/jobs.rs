@@ -95,6 +95,7 @@ async fn run_both(porter: &Porter, args: &Value, between: impl AsyncFnOnce()) ->
         actor: None,
         reason: None,
         key: None,
+        replay_of: None,
         trace: TraceContext::default(),
     };
     porter.queue.start_run(&run, &ada()).await.unwrap();

@@ -1,11 +1,14 @@
 //! What readers see.
 
 use async_trait::async_trait;
-use schemas::api::{EventView, JobView, QueueView, RunView};
-use schemas::{EventId, JobId, JobState, RunId};
+use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::{EventId, JobId, JobState, RunId, Timestamp};
 use uuid::Uuid;
 
-use super::super::rows::{EventRow, JobRow, RunJobRow, RunRow, by_event, by_run, moment, queue_views};
+use super::super::door::{ApprovalRow, ConsentRow, LimitRow, with_consents};
+use super::super::rows::{
+    EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views,
+};
 use super::super::{AuditRecord, Books, JobFilter, LedgerError, StoredBody};
 use super::{Postgres, in_time, unavailable};
 
@@ -72,7 +75,18 @@ impl Books for Postgres {
                 .fetch_all(&self.desk)
                 .await
                 .map_err(unavailable)?;
-            row.into_view(attempts, steps).map(Some)
+            let mut view = row.into_view(attempts, steps)?;
+            let limits: Vec<LimitRow> = sqlx::query_as(
+                "select key, at_once, starts, period, standing from job_limit where job_id = $1 order by key",
+            )
+            .bind(id.0)
+            .fetch_all(&self.desk)
+            .await
+            .map_err(unavailable)?;
+            view.limits = limits.into_iter().map(LimitRow::into_view).collect();
+            let approval = sqlx::query_as(APPROVAL_OF).bind(id.0).fetch_all(&self.desk).await.map_err(unavailable)?;
+            view.approval = self.with_consents(approval).await?.pop();
+            Ok(Some(view))
         })
         .await
     }
@@ -80,11 +94,18 @@ impl Books for Postgres {
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError> {
         in_time(async {
             let rows: Vec<JobRow> = sqlx::query_as(
-                "select * from every_job where ($1::smallint is null or state = $1) and ($2::text is null or kind = $2)
-                 order by id desc limit $3",
+                "select * from every_job
+                 where ($1::smallint is null or state = $1) and ($2::text is null or kind = $2)
+                   and ($3::text is null or queue = $3) and ($4::bigint is null or created_at >= $4)
+                   and ($5::bigint is null or created_at < $5) and ($6::uuid is null or id < $6)
+                 order by id desc limit $7",
             )
             .bind(filter.state.map(JobState::code))
             .bind(&filter.kind)
+            .bind(&filter.queue)
+            .bind(filter.since.map(micros))
+            .bind(filter.until.map(micros))
+            .bind(filter.before.map(|job| job.0))
             .bind(i64::from(filter.limit))
             .fetch_all(&self.desk)
             .await
@@ -131,10 +152,55 @@ impl Books for Postgres {
         .await
     }
 
+    async fn approvals(&self, limit: u32) -> Result<Vec<ApprovalView>, LedgerError> {
+        in_time(async {
+            let rows = sqlx::query_as(APPROVALS).bind(i64::from(limit)).fetch_all(&self.desk).await;
+            self.with_consents(rows.map_err(unavailable)?).await
+        })
+        .await
+    }
+
+    async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError> {
+        in_time(async {
+            let rows: Vec<(String, String, i64, String, String)> =
+                sqlx::query_as("select what, name, at, actor, reason from pause order by what, name")
+                    .fetch_all(&self.desk)
+                    .await
+                    .map_err(unavailable)?;
+            let view = |(what, name, at, actor, reason)| PauseView { what, name, at: moment(at), actor, reason };
+            Ok(rows.into_iter().map(view).collect())
+        })
+        .await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError> {
+        in_time(async {
+            let rows: Vec<TokenRow> =
+                sqlx::query_as("select * from token order by name").fetch_all(&self.desk).await.map_err(unavailable)?;
+            rows.into_iter().map(TokenRow::into_view).collect()
+        })
+        .await
+    }
+
+    async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError> {
+        in_time(async {
+            let row: Option<TokenRow> = sqlx::query_as(
+                "select * from token where hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)",
+            )
+            .bind(&hash[..])
+            .bind(micros(now))
+            .fetch_optional(&self.desk)
+            .await
+            .map_err(unavailable)?;
+            row.map(TokenRow::into_view).transpose()
+        })
+        .await
+    }
+
     async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError> {
         in_time(async {
             let rows: Vec<(i64, String, String, String, String)> =
-                sqlx::query_as("select at, actor, verb, subject, reason from audit order by id desc limit $1")
+                sqlx::query_as("select at, actor, verb, subject, reason from audit order by at desc, id desc limit $1")
                     .bind(i64::from(limit))
                     .fetch_all(&self.desk)
                     .await
@@ -147,7 +213,26 @@ impl Books for Postgres {
     }
 }
 
+const APPROVAL_OF: &str = "
+    select p.*, e.kind, e.run_id, e.args from approval p join every_job e on e.id = p.job_id where p.job_id = $1";
+
+const APPROVALS: &str = "
+    select p.*, j.kind, j.run_id, a.args
+    from approval p join job j on j.id = p.job_id join job_args a on a.id = p.job_id
+    where p.granted_at is null and j.state = 0 and j.waits_for = 2 order by p.requested_at, p.job_id limit $1";
+
 impl Postgres {
+    /// Adds who has consented.
+    async fn with_consents(&self, rows: Vec<ApprovalRow>) -> Result<Vec<ApprovalView>, LedgerError> {
+        let consents: Vec<ConsentRow> =
+            sqlx::query_as("select * from consent where job_id = any($1) order by job_id, at, actor")
+                .bind(rows.iter().map(|row| row.job_id).collect::<Vec<_>>())
+                .fetch_all(&self.desk)
+                .await
+                .map_err(unavailable)?;
+        with_consents(rows, consents)
+    }
+
     /// Adds the jobs and runs that were made for events.
     async fn with_work(&self, rows: Vec<EventRow>) -> Result<Vec<EventView>, LedgerError> {
         let events: Vec<Uuid> = rows.iter().map(|row| row.id).collect();

@@ -1,51 +1,64 @@
 //! What operators do: each verb with its audit row, in one transaction.
 
+use std::fmt;
+
 use async_trait::async_trait;
-use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Timestamp, TraceContext};
-use sqlx::PgConnection;
+use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, RunState, Standing, Timestamp};
+use sqlx::{PgConnection, PgTransaction};
 use uuid::Uuid;
 
+use super::super::door::{Aftermath, Asked, FOR_NEEDS, FOR_ROOM, moved_on, name_taken, not_ended, subject};
 use super::super::rows::{KEY_OF_RETRY, NodeRow, micros, state, storable};
-use super::super::{Desk, Enqueued, LedgerError, Operator};
-use super::runs::{Ending, advance_run, end_jobs, lock_runs, node_rows};
+use super::super::{Desk, Enqueued, LedgerError, NewToken, Operator, Pausable, Replay};
+use super::door::{settle, take_turn};
+use super::runs::{Ending, end_jobs, lock_runs, node_rows};
 use super::storing::{insert_jobs, insert_run, take_key};
 use super::{Postgres, begin, commit, in_time, unavailable};
 use crate::advance::skipped_because_of;
 use crate::bell::Bells;
-use crate::queue::bells_of;
 
 #[async_trait]
 impl Desk for Postgres {
-    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+    async fn start_job(
+        &self,
+        job: &NewJob,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<JobId>, Bells), LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.hot).await?;
-            let enqueued = insert_jobs(&mut tx, std::slice::from_ref(job), now).await?[0];
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
+            let enqueued = insert_jobs(&mut tx, std::slice::from_ref(job), Some(&by.actor), &mut after, now).await?[0];
             if let Enqueued::New(job) = enqueued {
-                write_audit(&mut tx, by, "start", job.0, now).await?;
+                write_audit(&mut tx, by, "start", &job, now).await?;
             }
-            commit(tx).await?;
-            Ok(enqueued)
+            Ok((enqueued, self.settled(tx, after, now).await?))
         })
         .await
     }
 
-    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start_run(
+        &self,
+        run: &NewRun,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.hot).await?;
-            let started = insert_run(&mut tx, run, now).await?;
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
+            let started = insert_run(&mut tx, run, &mut after, now).await?;
             if let Enqueued::New(run) = started {
-                write_audit(&mut tx, by, "start", run.0, now).await?;
+                write_audit(&mut tx, by, "start", &run, now).await?;
             }
-            commit(tx).await?;
-            Ok(started)
+            Ok((started, self.settled(tx, after, now).await?))
         })
         .await
     }
 
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.desk).await?;
-            let mut bells = Bells::default();
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
             let run = lock_run_of(&mut tx, job).await?;
             let found: Option<i16> = sqlx::query_scalar("select state from job where id = $1 for update")
                 .bind(job.0)
@@ -63,44 +76,40 @@ impl Desk for Postgres {
                     .map_err(unavailable)?;
                 JobState::Running
             } else {
-                end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], now).await?;
-                if let Some(run) = run {
-                    advance_run(&mut tx, run, self.notice.as_ref(), now, &mut bells).await?;
-                }
+                end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], &mut after, now).await?;
+                after.runs.extend(run);
                 JobState::Cancelled
             };
-            write_audit(&mut tx, by, "cancel", job.0, now).await?;
-            commit(tx).await?;
-            Ok((state, bells))
+            write_audit(&mut tx, by, "cancel", &job, now).await?;
+            Ok((state, self.settled(tx, after, now).await?))
         })
         .await
     }
 
     async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.desk).await?;
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
             let run = lock_run_of(&mut tx, job).await?;
-            let queue = queue_of_ended(&mut tx, job).await?;
+            must_have_failed(&mut tx, job).await?;
             take_key_again(&mut tx, job, now).await?;
             record_last_attempt(&mut tx, job).await?;
-            bring_back(&mut tx, &[job.0], JobState::Available, now).await?;
+            bring_back(&mut tx, &[job.0], FOR_ROOM, now).await?;
+            after.arrived.insert(job.0);
             if let Some(run) = run {
                 take_key_of_run_again(&mut tx, run, now).await?;
                 let rows = node_rows(&mut tx, run).await?;
                 let nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<_>, _>>()?;
                 let skipped: Vec<Uuid> = skipped_because_of(job, &nodes).into_iter().map(|job| job.0).collect();
-                bring_back(&mut tx, &skipped, JobState::Pending, now).await?;
+                bring_back(&mut tx, &skipped, FOR_NEEDS, now).await?;
                 sqlx::query("update run set state = 0, finished_at = null where id = $1")
                     .bind(run)
                     .execute(&mut *tx)
                     .await
                     .map_err(unavailable)?;
             }
-            write_audit(&mut tx, by, "retry", job.0, now).await?;
-            commit(tx).await?;
-            let mut bells = Bells::default();
-            bells.add(&queue, job, &TraceContext::default());
-            Ok(bells)
+            write_audit(&mut tx, by, "retry", &job, now).await?;
+            self.settled(tx, after, now).await
         })
         .await
     }
@@ -114,7 +123,8 @@ impl Desk for Postgres {
         now: Timestamp,
     ) -> Result<Bells, LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.desk).await?;
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
             let released = sqlx::query("update event set standing = $2, reason = null where id = $1 and standing = $3")
                 .bind(event.0)
                 .bind(Standing::Accepted.code())
@@ -125,16 +135,296 @@ impl Desk for Postgres {
             if released.rows_affected() == 0 {
                 return Err(LedgerError::Conflict("this event is not held".into()));
             }
-            insert_jobs(&mut tx, jobs, now).await?;
+            insert_jobs(&mut tx, jobs, Some(&by.actor), &mut after, now).await?;
             for run in runs {
-                insert_run(&mut tx, run, now).await?;
+                insert_run(&mut tx, run, &mut after, now).await?;
             }
-            write_audit(&mut tx, by, "release", event.0, now).await?;
-            commit(tx).await?;
-            Ok(bells_of(jobs, runs))
+            write_audit(&mut tx, by, "release", &event, now).await?;
+            self.settled(tx, after, now).await
         })
         .await
     }
+
+    async fn replay(&self, again: &[Replay], by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
+            for replay in again {
+                replay_one(&mut tx, replay, by, &mut after, now).await?;
+            }
+            self.settled(tx, after, now).await
+        })
+        .await
+    }
+
+    async fn approve(
+        &self,
+        job: JobId,
+        role: Role,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(JobState, Bells), LedgerError> {
+        in_time(async {
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
+            let asked = asked(&mut tx, job).await?;
+            let own = asked.may_decide(role, by, true)?;
+            sqlx::query(
+                "insert into consent (job_id, actor, at, reason, own) values ($1, $2, $3, $4, $5) on conflict do nothing",
+            )
+            .bind(job.0)
+            .bind(storable(&by.actor))
+            .bind(micros(now))
+            .bind(storable(&by.reason))
+            .bind(own)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            let granted = sqlx::query(
+                "update approval set granted_at = $2
+                 where job_id = $1 and (select count(*) from consent where job_id = $1) >= needed",
+            )
+            .bind(job.0)
+            .bind(micros(now))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if granted.rows_affected() > 0 {
+                after.arrived.insert(job.0);
+            }
+            write_audit(&mut tx, by, if own { "approve own" } else { "approve" }, &job, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            let code: i16 = sqlx::query_scalar("select state from every_job where id = $1")
+                .bind(job.0)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            commit(tx).await?;
+            Ok((state(code)?, after.bells))
+        })
+        .await
+    }
+
+    async fn refuse(&self, job: JobId, role: Role, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut tx = self.turn().await?;
+            let mut after = Aftermath::default();
+            asked(&mut tx, job).await?.may_decide(role, by, false)?;
+            let run = lock_run_of(&mut tx, job).await?;
+            let reason = format!("refused by {}: {}", by.actor, by.reason);
+            end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], &mut after, now).await?;
+            after.runs.extend(run);
+            write_audit(&mut tx, by, "refuse", &job, now).await?;
+            self.settled(tx, after, now).await
+        })
+        .await
+    }
+
+    async fn pause(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut tx = self.turn().await?;
+            let paused = sqlx::query(
+                "insert into pause (what, name, at, actor, reason) values ($1, $2, $3, $4, $5) on conflict do nothing",
+            )
+            .bind(what.what())
+            .bind(storable(what.name()))
+            .bind(micros(now))
+            .bind(storable(&by.actor))
+            .bind(storable(&by.reason))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if paused.rows_affected() == 0 {
+                return Err(LedgerError::Conflict(format!("the {} `{}` is paused already", what.what(), what.name())));
+            }
+            park(&mut tx, what).await?;
+            write_audit(&mut tx, by, "pause", &subject(what), now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn resume(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut tx = self.turn().await?;
+            let resumed = sqlx::query("delete from pause where what = $1 and name = $2")
+                .bind(what.what())
+                .bind(storable(what.name()))
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            if resumed.rows_affected() == 0 {
+                return Err(LedgerError::Conflict(format!("the {} `{}` is not paused", what.what(), what.name())));
+            }
+            write_audit(&mut tx, by, "resume", &subject(what), now).await?;
+            let mut bells = Bells::default();
+            if let Pausable::Queue(queue) = what {
+                bells.add_many(queue, available_in(&mut tx, queue).await?);
+            }
+            commit(tx).await?;
+            Ok(bells)
+        })
+        .await
+    }
+
+    async fn keep_token(&self, token: &NewToken, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.desk).await?;
+            let kept = sqlx::query(
+                "insert into token (id, name, hash, role, created_at, created_by, expires_at)
+                 values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+            )
+            .bind(JobId::at(now).0)
+            .bind(storable(&token.name))
+            .bind(&token.hash[..])
+            .bind(token.role.code())
+            .bind(micros(now))
+            .bind(storable(&by.actor))
+            .bind(token.expires_at.map(micros))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if kept.rows_affected() == 0 {
+                return Err(name_taken(&token.name));
+            }
+            write_audit(&mut tx, by, "make token", &token.name, now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn revoke_token(&self, name: &str, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.desk).await?;
+            let revoked = sqlx::query("update token set revoked_at = $2 where name = $1 and revoked_at is null")
+                .bind(storable(name))
+                .bind(micros(now))
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            if revoked.rows_affected() == 0 {
+                return Err(LedgerError::NotFound("living token of that name"));
+            }
+            write_audit(&mut tx, by, "revoke token", &name, now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+}
+
+impl Postgres {
+    /// A transaction that has the house's turn.
+    async fn turn(&self) -> Result<PgTransaction<'static>, LedgerError> {
+        let mut tx = begin(&self.desk).await?;
+        take_turn(&mut tx).await?;
+        Ok(tx)
+    }
+
+    /// Does what follows, and commits; what is to be rung.
+    async fn settled(
+        &self,
+        mut tx: PgTransaction<'static>,
+        mut after: Aftermath,
+        now: Timestamp,
+    ) -> Result<Bells, LedgerError> {
+        settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+        commit(tx).await?;
+        Ok(after.bells)
+    }
+}
+
+/// Does one job, run or event again, if it stands as it was looked at.
+async fn replay_one(
+    tx: &mut PgConnection,
+    replay: &Replay,
+    by: &Operator,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    match replay {
+        Replay::Job { of, state, attempt, again } => {
+            let found: Option<(i16, i32)> = sqlx::query_as("select state, attempt from every_job where id = $1")
+                .bind(of.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            let found = found.ok_or(LedgerError::NotFound("job"))?;
+            if found != (state.code(), *attempt) {
+                return Err(moved_on("job", of.0));
+            }
+            if !state.is_finished() {
+                return Err(not_ended("job", of.0));
+            }
+            insert_jobs(tx, std::slice::from_ref(&**again), Some(&by.actor), after, now).await?;
+            write_audit(tx, by, "replay", of, now).await
+        }
+        Replay::Run { of, state, again } => {
+            let found: Option<i16> = sqlx::query_scalar("select state from run where id = $1")
+                .bind(of.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            if found.ok_or(LedgerError::NotFound("run"))? != state.code() {
+                return Err(moved_on("run", of.0));
+            }
+            if *state == RunState::Running {
+                return Err(not_ended("run", of.0));
+            }
+            insert_run(tx, again, after, now).await?;
+            write_audit(tx, by, "replay", of, now).await
+        }
+        Replay::Event { of, jobs, runs } => {
+            insert_jobs(tx, jobs, Some(&by.actor), after, now).await?;
+            for run in runs {
+                insert_run(tx, run, after, now).await?;
+            }
+            write_audit(tx, by, "replay", of, now).await
+        }
+    }
+}
+
+async fn asked(tx: &mut PgConnection, job: JobId) -> Result<Asked, LedgerError> {
+    sqlx::query_as(
+        "select p.role, p.own, p.requested_by, j.state, j.waits_for
+         from approval p join job j on j.id = p.job_id where p.job_id = $1",
+    )
+    .bind(job.0)
+    .fetch_optional(tx)
+    .await
+    .map_err(unavailable)?
+    .ok_or(LedgerError::NotFound("job that waits for an approval"))
+}
+
+/// Takes back what is available of a paused kind or key.
+async fn park(tx: &mut PgConnection, what: &Pausable) -> Result<(), LedgerError> {
+    let whose = match what {
+        Pausable::Queue(_) => return Ok(()),
+        Pausable::Kind(_) => "select id from job where state = 2 and kind = $1",
+        Pausable::Key(_) => "select job_id from job_limit where standing = 2 and key = $1",
+    };
+    let reason = format!("the {} `{}` is paused", what.what(), what.name());
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "with parked as (
+           update job set state = 0, waits_for = 1, reason = $2 where id in ({whose}) and state = 2 returning id)
+         update job_limit set standing = 1 where job_id in (select id from parked)"
+    )))
+    .bind(storable(what.name()))
+    .bind(storable(&reason))
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(())
+}
+
+/// How many jobs of a queue are available, and one of them.
+async fn available_in(tx: &mut PgConnection, queue: &str) -> Result<Option<(u32, JobId)>, LedgerError> {
+    let (count, one): (i64, Option<Uuid>) =
+        sqlx::query_as("select count(*), min(id::text)::uuid from job where queue = $1 and state = 2")
+            .bind(storable(queue))
+            .fetch_one(tx)
+            .await
+            .map_err(unavailable)?;
+    Ok(one.map(|one| (u32::try_from(count).unwrap_or(u32::MAX), JobId(one))))
 }
 
 /// Locks the run that a job belongs to, if it belongs to one, before the job itself.
@@ -163,14 +453,14 @@ async fn not_waiting(tx: &mut PgConnection, job: JobId) -> Result<LedgerError, L
     })
 }
 
-/// The queue of a job that may be retried.
-async fn queue_of_ended(tx: &mut PgConnection, job: JobId) -> Result<String, LedgerError> {
-    let ended: Option<(i16, String)> = sqlx::query_as("select state, queue from history where id = $1 for update")
+/// Refuses a job that may not be retried.
+async fn must_have_failed(tx: &mut PgConnection, job: JobId) -> Result<(), LedgerError> {
+    let ended: Option<i16> = sqlx::query_scalar("select state from history where id = $1 for update")
         .bind(job.0)
         .fetch_optional(&mut *tx)
         .await
         .map_err(unavailable)?;
-    let Some((code, queue)) = ended else {
+    let Some(code) = ended else {
         let waits: bool = sqlx::query_scalar("select exists (select 1 from job where id = $1)")
             .bind(job.0)
             .fetch_one(tx)
@@ -183,7 +473,7 @@ async fn queue_of_ended(tx: &mut PgConnection, job: JobId) -> Result<String, Led
         });
     };
     match state(code)? {
-        JobState::Discarded | JobState::Cancelled => Ok(queue),
+        JobState::Discarded | JobState::Cancelled => Ok(()),
         other => Err(LedgerError::Conflict(format!(
             "only a discarded or cancelled job can be retried: this is {}",
             other.as_str()
@@ -239,16 +529,22 @@ async fn record_last_attempt(tx: &mut PgConnection, job: JobId) -> Result<(), Le
     Ok(())
 }
 
-/// Moves jobs from the history to the hot table, their failures forgotten.
-async fn bring_back(tx: &mut PgConnection, jobs: &[Uuid], state: JobState, now: Timestamp) -> Result<(), LedgerError> {
+/// Moves jobs from the history to the hot table, their failures forgotten; what they wait for now is given. A consent that
+/// was not given is asked for again.
+async fn bring_back(tx: &mut PgConnection, jobs: &[Uuid], waits_for: i16, now: Timestamp) -> Result<(), LedgerError> {
     sqlx::query(
         "with back as (
-           delete from history where id = any($1) returning id, queue, kind, priority, attempt, run_id)
-         insert into job (id, queue, kind, state, priority, run_at, attempt, created_at, run_id)
-         select id, queue, kind, $2, priority, $3, attempt, $3, run_id from back",
+           delete from history where id = any($1) returning id, queue, kind, priority, attempt, run_id),
+         asks as (
+           update approval set requested_at = null, expires_at = null where job_id = any($1) and granted_at is null)
+         insert into job (id, queue, kind, state, priority, run_at, attempt, created_at, run_id, waits_for, gated)
+         select id, queue, kind, 0, priority, $3, attempt, $3, run_id, $2,
+                exists (select 1 from job_limit l where l.job_id = back.id)
+                or exists (select 1 from approval p where p.job_id = back.id)
+         from back",
     )
     .bind(jobs)
-    .bind(state.code())
+    .bind(waits_for)
     .bind(micros(now))
     .execute(tx)
     .await
@@ -260,7 +556,7 @@ async fn write_audit(
     tx: &mut PgConnection,
     by: &Operator,
     verb: &str,
-    subject: Uuid,
+    subject: &(dyn fmt::Display + Sync),
     now: Timestamp,
 ) -> Result<(), LedgerError> {
     sqlx::query("insert into audit (id, at, actor, verb, subject, reason) values ($1, $2, $3, $4, $5, $6)")

@@ -8,58 +8,141 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::super::door::Aftermath;
 use super::super::rows::{HELD, micros, storable};
-use super::super::{DELIVERY_MEMORY, Enqueued, Intake, LedgerError, NewDelivery, Receipt, Repeats};
-use super::storing::{JobRows, enqueued, insert_jobs, insert_run};
+use super::super::{
+    DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Receipt, Repeats,
+};
+use super::door::{settle, take_turn};
+use super::storing::{JobRows, any_gated, enqueued, insert_jobs, insert_run, jobs_of};
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
-use crate::clock::later;
+use crate::bell::Bells;
+use crate::clock::{earlier, later};
 
 #[async_trait]
 impl Intake for Postgres {
-    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError> {
         in_time(async {
             // Without work one statement is all, and commits itself.
             if deliveries.iter().all(|delivery| delivery.jobs.is_empty() && delivery.runs.is_empty()) {
                 let mut connection = self.hot().await?;
                 let new = insert_deliveries(&mut connection, deliveries, now).await.map_err(unknown)?;
-                return receipts(&mut connection, deliveries, &new, &HashMap::new()).await;
+                let receipts = receipts(&mut connection, deliveries, &new, &HashMap::new()).await?;
+                return Ok((receipts, Bells::default()));
             }
             let mut tx = begin(&self.hot).await?;
+            let mut after = Aftermath::default();
+            let jobs_of_runs = deliveries.iter().flat_map(|delivery| &delivery.runs).flat_map(jobs_of);
+            if any_gated(deliveries.iter().flat_map(|delivery| &delivery.jobs).chain(jobs_of_runs)) {
+                take_turn(&mut tx).await?;
+            }
             let new = insert_deliveries(&mut tx, deliveries, now).await.map_err(unavailable)?;
-            let work = insert_work(&mut tx, deliveries, &new, now).await?;
+            let work = insert_work(&mut tx, deliveries, &new, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             let receipts = receipts(&mut tx, deliveries, &new, &work).await?;
             commit(tx).await?;
-            Ok(receipts)
+            Ok((receipts, after.bells))
         })
         .await
     }
 
-    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
         in_time(async {
-            // Without keys one statement is all, and commits itself.
-            if jobs.iter().all(|job| job.key.is_none()) {
+            let gated = any_gated(jobs);
+            // Without keys and limits one statement is all, and commits itself.
+            if !gated && jobs.iter().all(|job| job.key.is_none()) {
                 let mut connection = self.hot().await?;
-                let stored = JobRows::of(jobs, now).insert(&mut connection, now).await.map_err(unknown)?;
-                return enqueued(&mut connection, jobs, &stored).await;
+                let rows = JobRows::of(jobs, now);
+                let stored = rows.insert(&mut connection, now).await.map_err(unknown)?;
+                return Ok((enqueued(&mut connection, jobs, &stored).await?, rows.bells(&stored)));
             }
             // With keys their owners are asked for: if that fails, nothing must have been written.
             let mut tx = begin(&self.hot).await?;
-            let enqueued = insert_jobs(&mut tx, jobs, now).await?;
+            let mut after = Aftermath::default();
+            if gated {
+                take_turn(&mut tx).await?;
+            }
+            let enqueued = insert_jobs(&mut tx, jobs, None, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(enqueued)
+            Ok((enqueued, after.bells))
         })
         .await
     }
 
-    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         in_time(async {
             let mut tx = begin(&self.hot).await?;
-            let started = insert_run(&mut tx, run, now).await?;
+            let mut after = Aftermath::default();
+            if any_gated(jobs_of(run)) {
+                take_turn(&mut tx).await?;
+            }
+            let started = insert_run(&mut tx, run, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(started)
+            Ok((started, after.bells))
         })
         .await
     }
+
+    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.hot).await?;
+            let newest = announce(&mut tx, config_digest, now).await?;
+            commit(tx).await?;
+            Ok(newest)
+        })
+        .await
+    }
+
+    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.hot).await?;
+            if !announce(&mut tx, &firing.config_digest, now).await? {
+                return Ok(Fired::Outdated);
+            }
+            let fired = sqlx::query(
+                "insert into fired (schedule, nominal, fired_at) values ($1, $2, $3) on conflict do nothing",
+            )
+            .bind(storable(&firing.schedule))
+            .bind(micros(firing.nominal))
+            .bind(micros(now))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if fired.rows_affected() == 0 {
+                return Ok(Fired::Before);
+            }
+            let mut after = Aftermath::default();
+            insert_jobs(&mut tx, &firing.jobs, None, &mut after, now).await?;
+            for run in &firing.runs {
+                insert_run(&mut tx, run, &mut after, now).await?;
+            }
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            commit(tx).await?;
+            Ok(Fired::Now(after.bells))
+        })
+        .await
+    }
+}
+
+/// Notes that a configuration is alive: whether no newer one is. In turn, so that no two new ones get one number.
+async fn announce(tx: &mut PgConnection, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+    take_turn(tx).await?;
+    sqlx::query_scalar(
+        "with mine as (
+           insert into generation (digest, number, seen_at)
+           values ($1, (select coalesce(max(number), 0) + 1 from generation), $2)
+           on conflict (digest) do update set seen_at = greatest(generation.seen_at, excluded.seen_at)
+           returning number)
+         select not exists (select 1 from generation g, mine where g.number > mine.number and g.seen_at > $3)",
+    )
+    .bind(storable(config_digest))
+    .bind(micros(now))
+    .bind(micros(earlier(now, GENERATION_MEMORY)))
+    .fetch_one(tx)
+    .await
+    .map_err(unavailable)
 }
 
 /// Books the deliveries whose ids are not known, with their bodies: what became of each, by its event.
@@ -161,17 +244,18 @@ async fn insert_work(
     tx: &mut PgConnection,
     deliveries: &[NewDelivery],
     new: &HashMap<Uuid, Standing>,
+    after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<HashMap<Uuid, Vec<JobId>>, LedgerError> {
     let accepted = deliveries.iter().filter(|delivery| new.get(&delivery.event.id.0) == Some(&Standing::Accepted));
     let accepted: Vec<&NewDelivery> = accepted.collect();
     let jobs: Vec<NewJob> = accepted.iter().flat_map(|delivery| &delivery.jobs).cloned().collect();
-    let mut stored = insert_jobs(tx, &jobs, now).await?.into_iter();
+    let mut stored = insert_jobs(tx, &jobs, None, after, now).await?.into_iter();
     let mut work = HashMap::with_capacity(accepted.len());
     for delivery in accepted {
         let mut made: Vec<JobId> = stored.by_ref().take(delivery.jobs.len()).map(|job| job.id()).collect();
         for run in &delivery.runs {
-            if let Enqueued::New(_) = insert_run(tx, run, now).await? {
+            if let Enqueued::New(_) = insert_run(tx, run, after, now).await? {
                 made.extend(run.jobs.iter().map(|planned| planned.job.id));
             }
         }

@@ -9,6 +9,7 @@
 
 mod books;
 mod desk;
+mod door;
 mod intake;
 mod runs;
 mod storing;

@@ -6,7 +6,9 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::super::LedgerError;
+use super::super::door::Aftermath;
 use super::super::rows::{NodeRow, micros, storable};
+use super::door::leave;
 use super::storing::insert_jobs;
 use super::unavailable;
 use crate::advance::{Decision, Node, advance, standing};
@@ -28,12 +30,18 @@ impl Ending {
     }
 }
 
-/// Moves jobs from the hot table to the history. What did not succeed lets go of its key.
-pub(super) async fn end_jobs(tx: &mut PgConnection, endings: &[Ending], now: Timestamp) -> Result<(), LedgerError> {
+/// Moves jobs from the hot table to the history. What did not succeed lets go of its key; where they had room, there is
+/// room now.
+pub(super) async fn end_jobs(
+    tx: &mut PgConnection,
+    endings: &[Ending],
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
     if endings.is_empty() {
         return Ok(());
     }
-    sqlx::query(
+    let gated: Vec<Uuid> = sqlx::query_scalar(
         "with u as (
            select * from unnest($1::uuid[], $2::smallint[], $3::text[], $4::boolean[], $5::integer[])
                 as u(id, new_state, reason, for_failure, crashes)),
@@ -41,15 +49,17 @@ pub(super) async fn end_jobs(tx: &mut PgConnection, endings: &[Ending], now: Tim
            delete from job j using u where j.id = u.id
            returning j.id, j.queue, j.kind, u.new_state, j.priority, j.attempt, j.failures,
                      coalesce(u.crashes, j.crashes) as crashes, j.created_at, j.started_at, j.worker, j.run_id,
-                     u.reason, u.for_failure),
+                     u.reason, u.for_failure, j.gated),
          freed as (
            delete from held_key k using gone g, job_args a
-           where g.new_state in (7, 8) and a.id = g.id and k.scope = a.key_scope and k.key = a.key and k.owner = g.id)
-         insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
-                              finished_at, worker, run_id, reason, for_failure)
-         select id, queue, kind, new_state, priority, attempt, failures, crashes, created_at, started_at, $6, worker,
-                run_id, reason, for_failure
-         from gone",
+           where g.new_state in (7, 8) and a.id = g.id and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
+         past as (
+           insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
+                                finished_at, worker, run_id, reason, for_failure)
+           select id, queue, kind, new_state, priority, attempt, failures, crashes, created_at, started_at, $6, worker,
+                  run_id, reason, for_failure
+           from gone)
+         select id from gone where gated",
     )
     .bind(endings.iter().map(|ending| ending.job).collect::<Vec<_>>())
     .bind(endings.iter().map(|ending| ending.state.code()).collect::<Vec<_>>())
@@ -57,14 +67,15 @@ pub(super) async fn end_jobs(tx: &mut PgConnection, endings: &[Ending], now: Tim
     .bind(endings.iter().map(|ending| ending.for_failure).collect::<Vec<_>>())
     .bind(endings.iter().map(|ending| ending.crashes).collect::<Vec<_>>())
     .bind(micros(now))
-    .execute(tx)
+    .fetch_all(&mut *tx)
     .await
     .map_err(unavailable)?;
+    after.freed.append(&mut leave(tx, &gated).await?);
     Ok(())
 }
 
-/// Locks runs, in the order of their ids. Whoever changes what waits in a run does this first, so that of two ends at the
-/// same time the second one sees what the first one did.
+/// Locks runs, in the order of their ids. Whoever changes what waits in a run does this after it has taken the house's turn:
+/// for the sake of processes of the release before this one, which take no turns.
 pub(super) async fn lock_runs(tx: &mut PgConnection, runs: &[Uuid]) -> Result<(), LedgerError> {
     if runs.is_empty() {
         return Ok(());
@@ -83,7 +94,7 @@ pub(super) async fn advance_run(
     run: Uuid,
     notice: Option<&NoticeOfDiscard>,
     now: Timestamp,
-    bells: &mut Bells,
+    after: &mut Aftermath,
 ) -> Result<(), LedgerError> {
     let rows = node_rows(tx, run).await?;
     let mut nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<Node>, _>>()?;
@@ -94,7 +105,7 @@ pub(super) async fn advance_run(
         .map_err(unavailable)?;
     let inputs: Value = serde_json::from_str(&inputs).unwrap_or_default();
     let decisions = advance(&mut nodes, &inputs);
-    carry_out(tx, decisions, &rows, notice, now, bells).await?;
+    carry_out(tx, decisions, &rows, notice, now, after).await?;
     write_standing(tx, run, standing(&nodes), now).await
 }
 
@@ -102,7 +113,8 @@ pub(super) async fn node_rows(tx: &mut PgConnection, run: Uuid) -> Result<Vec<No
     sqlx::query_as(
         "select rj.name, rj.job_id, rj.needs, rj.condition, coalesce(j.state, h.state) as state,
                 coalesce(h.for_failure, false) as for_failure, h.output, coalesce(j.queue, h.queue) as queue,
-                coalesce(j.kind, h.kind) as kind, a.traceparent, a.tracestate
+                coalesce(j.kind, h.kind) as kind, coalesce(j.gated, false) as gated,
+                a.traceparent, a.tracestate
          from run_job rj join job_args a on a.id = rj.job_id
          left join job j on j.id = rj.job_id left join history h on h.id = rj.job_id
          where rj.run_id = $1 order by rj.position",
@@ -119,11 +131,12 @@ async fn carry_out(
     rows: &[NodeRow],
     notice: Option<&NoticeOfDiscard>,
     now: Timestamp,
-    bells: &mut Bells,
+    after: &mut Aftermath,
 ) -> Result<(), LedgerError> {
     let (mut admitted, mut endings, mut notices) = (Vec::new(), Vec::new(), Vec::new());
     for decision in decisions {
         match decision {
+            Decision::Admit(job) if is_gated(job, rows) => after.arrived.extend([job.0]),
             Decision::Admit(job) => admitted.push(job),
             Decision::SkipByCondition(job, why) => endings.push(Ending::new(job, JobState::Skipped, Some(why))),
             Decision::SkipForFailure(job, why) => {
@@ -136,9 +149,13 @@ async fn carry_out(
             }
         }
     }
-    admit(tx, &admitted, rows, now, bells).await?;
-    tell(tx, notices, now, bells).await?;
-    end_jobs(tx, &endings, now).await
+    admit(tx, &admitted, rows, now, &mut after.bells).await?;
+    tell(tx, notices, after, now).await?;
+    end_jobs(tx, &endings, after, now).await
+}
+
+fn is_gated(job: JobId, rows: &[NodeRow]) -> bool {
+    rows.iter().any(|row| row.job() == job && row.gated)
 }
 
 async fn admit(
@@ -151,12 +168,18 @@ async fn admit(
     if jobs.is_empty() {
         return Ok(());
     }
-    sqlx::query("update job set state = 2, run_at = $2 where id = any($1)")
-        .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
-        .bind(micros(now))
-        .execute(tx)
-        .await
-        .map_err(unavailable)?;
+    sqlx::query(
+        "update job set run_at = $2, state = case when paused then 0 else 2 end,
+                        waits_for = case when paused then 1 else 0 end
+         from (select id as who, kind in (select name from pause where what = 'kind') as paused
+               from job where id = any($1)) looked
+         where id = who and state = 0",
+    )
+    .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
+    .bind(micros(now))
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
     for row in rows.iter().filter(|row| jobs.contains(&row.job())) {
         bells.add(&row.queue, row.job(), &row.trace());
     }
@@ -167,13 +190,10 @@ async fn admit(
 pub(super) async fn tell(
     tx: &mut PgConnection,
     notices: Vec<NewJob>,
+    after: &mut Aftermath,
     now: Timestamp,
-    bells: &mut Bells,
 ) -> Result<(), LedgerError> {
-    insert_jobs(tx, &notices, now).await?;
-    for notice in &notices {
-        bells.add_new(notice);
-    }
+    insert_jobs(tx, &notices, None, after, now).await?;
     Ok(())
 }
 

@@ -7,22 +7,40 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::super::door::{Aftermath, FOR_ROOM, first_state};
 use super::super::rows::{micros, storable};
 use super::super::{Enqueued, LedgerError};
+use super::door::insert_gates;
 use super::unavailable;
+use crate::bell::Bells;
 use crate::clock::later;
 
-/// Stores the jobs whose keys are free, inside of a transaction.
+/// Stores the jobs whose keys are free, inside of a transaction; `by` is who started them. Those with limits or approvals
+/// have come to the door: the house's turn has been taken.
 pub(super) async fn insert_jobs(
     tx: &mut PgConnection,
     jobs: &[NewJob],
+    by: Option<&str>,
+    after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
-    let stored = JobRows::of(jobs, now).insert(tx, now).await.map_err(unavailable)?;
+    let rows = JobRows::of(jobs, now);
+    let stored = rows.insert(tx, now).await.map_err(unavailable)?;
+    rows.follow(tx, &stored, by, after, now).await?;
     enqueued(tx, jobs, &stored).await
+}
+
+/// Whether any of these jobs may have to wait at the door.
+pub(super) fn any_gated<'a>(jobs: impl IntoIterator<Item = &'a NewJob>) -> bool {
+    jobs.into_iter().any(NewJob::is_gated)
+}
+
+/// The jobs of a run.
+pub(super) fn jobs_of(run: &NewRun) -> impl Iterator<Item = &NewJob> {
+    run.jobs.iter().map(|planned| &planned.job)
 }
 
 /// What to answer for each job; of one that was not stored, the owner of its key.
@@ -66,10 +84,12 @@ async fn owners_of(connection: &mut PgConnection, keys: &[&Key]) -> Result<HashM
     Ok(rows.into_iter().map(|(scope, key, owner)| ([scope, key], owner)).collect())
 }
 
-/// Stores a run whose key is free, with all its jobs.
+/// Stores a run whose key is free, with all its jobs. If any of them has limits or an approval, the house's turn has been
+/// taken.
 pub(super) async fn insert_run(
     tx: &mut PgConnection,
     run: &NewRun,
+    after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<Enqueued<RunId>, LedgerError> {
     if let Some(key) = &run.key {
@@ -81,8 +101,8 @@ pub(super) async fn insert_run(
     sqlx::query(
         "with started as (
            insert into run (id, runbook, state, inputs, created_at, event_id, actor, reason, key_scope, key,
-                            traceparent, tracestate)
-           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12))
+                            traceparent, tracestate, replay_of)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $17))
          insert into run_job (run_id, name, position, job_id, needs, condition)
          select $1, name, position - 1, job_id, needs, condition
          from unnest($13::text[], $14::uuid[], $15::text[], $16::text[])
@@ -104,15 +124,16 @@ pub(super) async fn insert_run(
     .bind(run.jobs.iter().map(|planned| planned.job.id.0).collect::<Vec<_>>())
     .bind(run.jobs.iter().map(|planned| json!(planned.needs).to_string()).collect::<Vec<_>>())
     .bind(run.jobs.iter().map(|planned| planned.condition.as_deref()).collect::<Vec<_>>())
+    .bind(run.replay_of.map(|run| run.0))
     .execute(&mut *tx)
     .await
     .map_err(unavailable)?;
     let mut rows = JobRows::default();
     for planned in &run.jobs {
-        let state = if planned.needs.is_empty() { JobState::Available } else { JobState::Pending };
-        rows.push(&planned.job, state, Some(run.id), now);
+        rows.push(&planned.job, planned.needs.is_empty(), Some(run.id), now);
     }
-    rows.insert(tx, now).await.map_err(unavailable)?;
+    let stored = rows.insert(tx, now).await.map_err(unavailable)?;
+    rows.follow(tx, &stored, run.actor.as_deref(), after, now).await?;
     Ok(Enqueued::New(run.id))
 }
 
@@ -121,6 +142,7 @@ pub(super) async fn insert_run(
 pub(super) struct JobRows<'a> {
     jobs: Vec<&'a NewJob>,
     states: Vec<i16>,
+    waits_for: Vec<i16>,
     runs: Vec<Option<Uuid>>,
     run_at: Vec<i64>,
     keys_end: Vec<Option<i64>>,
@@ -129,19 +151,52 @@ pub(super) struct JobRows<'a> {
 impl<'a> JobRows<'a> {
     pub(super) fn of(jobs: &'a [NewJob], now: Timestamp) -> Self {
         let mut rows = Self::default();
-        for job in jobs {
-            let state = if job.run_at.is_some_and(|at| at > now) { JobState::Scheduled } else { JobState::Available };
-            rows.push(job, state, None, now);
-        }
+        jobs.iter().for_each(|job| rows.push(job, true, None, now));
         rows
     }
 
-    fn push(&mut self, job: &'a NewJob, state: JobState, run: Option<RunId>, now: Timestamp) {
+    fn push(&mut self, job: &'a NewJob, needs_nothing: bool, run: Option<RunId>, now: Timestamp) {
+        let (state, waits_for) = first_state(job, needs_nothing, now);
         self.jobs.push(job);
         self.states.push(state.code());
+        self.waits_for.push(waits_for);
         self.runs.push(run.map(|run| run.0));
         self.run_at.push(micros(job.run_at.unwrap_or(now)));
         self.keys_end.push(job.key.as_ref().map(|key| micros(later(now, key.hold))));
+    }
+
+    /// What follows from having stored these: bells for what is available, and whoever must wait has come to the door.
+    pub(super) async fn follow(
+        &self,
+        tx: &mut PgConnection,
+        stored: &HashSet<Uuid>,
+        by: Option<&str>,
+        after: &mut Aftermath,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        after.bells.merge(self.bells(stored));
+        let gated = |job: &&&NewJob| job.is_gated() && stored.contains(&job.id.0);
+        let gated: Vec<&NewJob> = self.jobs.iter().filter(gated).copied().collect();
+        if gated.is_empty() {
+            return Ok(());
+        }
+        insert_gates(tx, &gated, by, now).await?;
+        let waits = |at: &usize| self.waits_for[*at] == FOR_ROOM && stored.contains(&self.jobs[*at].id.0);
+        after.arrived.extend((0..self.jobs.len()).filter(waits).map(|at| self.jobs[at].id.0));
+        Ok(())
+    }
+
+    /// What is to be rung for those that were stored.
+    pub(super) fn bells(&self, stored: &HashSet<Uuid>) -> Bells {
+        let mut bells = Bells::default();
+        for (job, state) in self.jobs.iter().zip(&self.states).filter(|(job, _)| stored.contains(&job.id.0)) {
+            match JobState::from_code(*state) {
+                Some(JobState::Available) => bells.add_new(job),
+                Some(JobState::Scheduled) => bells.put_off(),
+                _ => {}
+            }
+        }
+        bells
     }
 
     fn column<T>(&self, of: impl Fn(&'a NewJob) -> T) -> Vec<T> {
@@ -150,7 +205,7 @@ impl<'a> JobRows<'a> {
 
     /// Stores those whose keys are free or have expired, and says which: one statement, whatever their number.
     pub(super) async fn insert(
-        self,
+        &self,
         connection: &mut PgConnection,
         now: Timestamp,
     ) -> Result<HashSet<Uuid>, sqlx::Error> {
@@ -158,9 +213,9 @@ impl<'a> JobRows<'a> {
             "with u as (
                select * from unnest($1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::smallint[], $6::bigint[],
                                     $7::uuid[], $8::text[], $9::uuid[], $10::text[], $11::text[], $12::bigint[],
-                                    $13::text[], $14::text[])
+                                    $13::text[], $14::text[], $16::smallint[], $17::boolean[], $18::uuid[])
                with ordinality as u(id, queue, kind, state, priority, run_at, run_id, args, event_id, scope, key,
-                                    key_ends, traceparent, tracestate, position)),
+                                    key_ends, traceparent, tracestate, waits_for, gated, replay_of, position)),
              held as (
                insert into held_key (scope, key, owner, expires_at)
                select distinct on (scope, key) scope, key, id, key_ends from u where key is not null
@@ -170,10 +225,13 @@ impl<'a> JobRows<'a> {
                returning owner),
              fresh as (select * from u where key is null or id in (select owner from held)),
              args as (
-               insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate)
-               select id, args, event_id, scope, key, traceparent, tracestate from fresh)
-             insert into job (id, queue, kind, state, priority, run_at, created_at, run_id)
-             select id, queue, kind, state, priority, run_at, $15, run_id from fresh
+               insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate, replay_of)
+               select id, args, event_id, scope, key, traceparent, tracestate, replay_of from fresh)
+             insert into job (id, queue, kind, state, priority, run_at, created_at, run_id, waits_for, gated)
+             select id, queue, kind, case when paused then 0 else state end, priority, run_at, $15, run_id,
+                    case when paused then 1 else waits_for end, gated
+             from (select *, state = 2 and kind in (select name from pause where what = 'kind') as paused
+                   from fresh) fresh
              returning id",
         )
         .bind(self.column(|job| job.id.0))
@@ -191,6 +249,9 @@ impl<'a> JobRows<'a> {
         .bind(self.column(|job| job.trace.traceparent.as_deref()))
         .bind(self.column(|job| job.trace.tracestate.as_deref()))
         .bind(micros(now))
+        .bind(&self.waits_for)
+        .bind(self.column(NewJob::is_gated))
+        .bind(self.column(|job| job.replay_of.map(|job| job.0)))
         .fetch_all(connection)
         .await?;
         Ok(stored.into_iter().collect())

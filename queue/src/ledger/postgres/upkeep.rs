@@ -1,17 +1,18 @@
 //! Promotion, rescue, pruning.
 
-use std::collections::BTreeSet;
-
 use async_trait::async_trait;
 use schemas::{AttemptId, JobId, JobState, Timestamp, TraceContext};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
-use super::runs::{Ending, advance_run, end_jobs, lock_runs, tell};
+use super::super::{DELIVERY_MEMORY, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
+use super::door::{settle, take_turn, waiting_at};
+use super::runs::{Ending, end_jobs, lock_runs, tell};
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
+use crate::clock::earlier;
 
 #[async_trait]
 impl Upkeep for Postgres {
@@ -39,9 +40,12 @@ impl Upkeep for Postgres {
             }
             let due: Vec<(Uuid, String)> = sqlx::query_as(
                 "with due as materialized (
-                   select id from job where state in (1, 4) and run_at <= $1 order by run_at limit $2
+                   select id, kind in (select name from pause where what = 'kind') as paused
+                   from job where state in (1, 4) and run_at <= $1 and not gated order by run_at limit $2
                    for update skip locked)
-                 update job j set state = 2, run_at = $1 from due where j.id = due.id returning j.id, j.queue",
+                 update job j set state = case when paused then 0 else 2 end,
+                                  waits_for = case when paused then 1 else 0 end, run_at = $1
+                 from due where j.id = due.id returning j.id, j.queue",
             )
             .bind(micros(now))
             .bind(i64::from(limit))
@@ -52,9 +56,35 @@ impl Upkeep for Postgres {
             for (job, queue) in &due {
                 bells.add(queue, JobId(*job), &TraceContext::default());
             }
+            bells.merge(self.promote_gated(&mut connection, limit, now).await?);
             // A failure to say what comes next must not hide what was promoted: then the promoter looks at its usual time.
             let next = next_due(&mut connection).await.ok().flatten();
             Ok(Promoted { bells, next: next.map(moment) })
+        })
+        .await
+    }
+
+    async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut connection = self.hot().await?;
+            let waits: bool =
+                sqlx::query_scalar(WAITS).bind(micros(now)).fetch_one(&mut *connection).await.map_err(unavailable)?;
+            if !waits {
+                return Ok(Bells::default());
+            }
+            let mut tx = connection.begin().await.map_err(unavailable)?;
+            take_turn(&mut tx).await?;
+            let mut after = Aftermath::default();
+            cancel_unapproved(&mut tx, limit, &mut after, now).await?;
+            after.arrived.extend(parked(&mut tx, limit).await?);
+            let keys: Vec<String> = sqlx::query_scalar("select distinct key from job_limit where standing = 1")
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            after.arrived.extend(waiting_at(&mut tx, &keys, limit).await?);
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            tx.commit().await.map_err(unknown)?;
+            Ok(after.bells)
         })
         .await
     }
@@ -73,6 +103,7 @@ impl Upkeep for Postgres {
                 return Ok(Rescued::default());
             }
             let mut tx = begin(&self.hot).await?;
+            take_turn(&mut tx).await?;
             let (jobs, runs): (Vec<Uuid>, Vec<Option<Uuid>>) = candidates.into_iter().unzip();
             lock_runs(&mut tx, &runs.into_iter().flatten().collect::<Vec<_>>()).await?;
             let orphans = orphans(&mut tx, &jobs, before).await?;
@@ -87,18 +118,33 @@ impl Upkeep for Postgres {
         in_time(async {
             let mut connection = self.hot().await?;
             let mut pruned = 0;
-            for statement in [
-                "delete from held_key where (scope, key) in
-                   (select scope, key from held_key where expires_at <= $1 limit $2 for update skip locked)",
-                "delete from delivery_key where (source, delivery_id) in
-                   (select source, delivery_id from delivery_key where expires_at <= $1 limit $2
-                    for update skip locked)",
-                "delete from delivery_digest where (source, digest) in
-                   (select source, digest from delivery_digest where expires_at <= $1 limit $2
-                    for update skip locked)",
+            let long_ago = earlier(now, DELIVERY_MEMORY);
+            for (statement, before) in [
+                (
+                    "delete from held_key where (scope, key) in
+                       (select scope, key from held_key where expires_at <= $1 limit $2 for update skip locked)",
+                    now,
+                ),
+                (
+                    "delete from delivery_key where (source, delivery_id) in
+                       (select source, delivery_id from delivery_key where expires_at <= $1 limit $2
+                        for update skip locked)",
+                    now,
+                ),
+                (
+                    "delete from delivery_digest where (source, digest) in
+                       (select source, digest from delivery_digest where expires_at <= $1 limit $2
+                        for update skip locked)",
+                    now,
+                ),
+                (
+                    "delete from fired where (schedule, nominal) in
+                       (select schedule, nominal from fired where fired_at <= $1 limit $2 for update skip locked)",
+                    long_ago,
+                ),
             ] {
                 let done =
-                    sqlx::query(statement).bind(micros(now)).bind(i64::from(limit)).execute(&mut *connection).await;
+                    sqlx::query(statement).bind(micros(before)).bind(i64::from(limit)).execute(&mut *connection).await;
                 pruned = done.map_err(unknown)?.rows_affected().max(pruned);
             }
             Ok(pruned)
@@ -112,6 +158,56 @@ async fn next_due(connection: &mut PgConnection) -> Result<Option<i64>, LedgerEr
         .fetch_one(connection)
         .await
         .map_err(unavailable)
+}
+
+/// Whether there is anything for a review to look at: asked often, and answered by indexes that are empty as a rule.
+const WAITS: &str = "
+    select exists (select 1 from job_limit where standing = 1)
+        or exists (select 1 from job where state = 0 and waits_for = 1)
+        or exists (select 1 from approval where granted_at is null and expires_at <= $1)";
+
+/// Cancels jobs whose approval did not come in time.
+async fn cancel_unapproved(
+    tx: &mut PgConnection,
+    limit: u32,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let late: Vec<(Uuid, Option<Uuid>)> = sqlx::query_as(
+        "select j.id, j.run_id from approval p join job j on j.id = p.job_id
+         where p.granted_at is null and p.expires_at <= $1 and j.state = 0 and j.waits_for = 2
+         order by p.expires_at limit $2",
+    )
+    .bind(micros(now))
+    .bind(i64::from(limit))
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    let runs: Vec<Uuid> = late.iter().filter_map(|(_, run)| *run).collect();
+    lock_runs(tx, &runs).await?;
+    let ending = |(job, _): &(Uuid, _)| Ending::new(JobId(*job), JobState::Cancelled, Some(EXPIRED.into()));
+    end_jobs(tx, &late.iter().map(ending).collect::<Vec<_>>(), after, now).await?;
+    // Asked no more, until a retry asks again.
+    sqlx::query("update approval set expires_at = null where granted_at is null and expires_at <= $1")
+        .bind(micros(now))
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    after.runs.extend(runs);
+    Ok(())
+}
+
+/// Jobs that wait for the end of a pause of their kind which has ended.
+async fn parked(tx: &mut PgConnection, limit: u32) -> Result<Vec<Uuid>, LedgerError> {
+    sqlx::query_scalar(
+        "select id from job where state = 0 and waits_for = 1 and not gated
+           and kind not in (select name from pause where what = 'kind')
+         order by id limit $1",
+    )
+    .bind(i64::from(limit))
+    .fetch_all(tx)
+    .await
+    .map_err(unavailable)
 }
 
 /// A running job whose lease has run out.
@@ -143,6 +239,41 @@ async fn orphans(tx: &mut PgConnection, jobs: &[Uuid], before: Timestamp) -> Res
 }
 
 impl Postgres {
+    /// Has those come to the door whose time has come and who have limits or approvals.
+    async fn promote_gated(
+        &self,
+        connection: &mut PgConnection,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Bells, LedgerError> {
+        let due: Vec<Uuid> = sqlx::query_scalar(
+            "select id from job where state in (1, 4) and gated and run_at <= $1 order by run_at limit $2",
+        )
+        .bind(micros(now))
+        .bind(i64::from(limit))
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(unavailable)?;
+        if due.is_empty() {
+            return Ok(Bells::default());
+        }
+        let mut tx = connection.begin().await.map_err(unavailable)?;
+        take_turn(&mut tx).await?;
+        let arrived: Vec<Uuid> = sqlx::query_scalar(
+            "update job set state = 0, waits_for = 1 where id = any($1) and state in (1, 4) and run_at <= $2
+             returning id",
+        )
+        .bind(&due)
+        .bind(micros(now))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+        let mut after = Aftermath { arrived: arrived.into_iter().collect(), ..Aftermath::default() };
+        settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+        tx.commit().await.map_err(unknown)?;
+        Ok(after.bells)
+    }
+
     async fn rescue_all(
         &self,
         tx: &mut PgConnection,
@@ -150,13 +281,14 @@ impl Postgres {
         now: Timestamp,
     ) -> Result<Rescued, LedgerError> {
         let mut rescued = Rescued::default();
-        let (mut again, mut endings, mut notices, mut runs) = (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new());
+        let mut after = Aftermath::default();
+        let (mut again, mut endings, mut notices) = (Vec::new(), Vec::new(), Vec::new());
         for orphan in orphans {
             let job = JobId(orphan.id);
             let state = match verdict(orphan.cancel, orphan.crashes, orphan.progressed) {
                 Verdict::Again { crashes } => {
                     again.push((orphan.id, crashes));
-                    rescued.bells.add(&orphan.queue, job, &TraceContext::default());
+                    after.bells.add(&orphan.queue, job, &TraceContext::default());
                     JobState::Available
                 }
                 Verdict::Cancel(reason) => {
@@ -170,16 +302,15 @@ impl Postgres {
                     JobState::Discarded
                 }
             };
-            runs.extend(orphan.run_id.filter(|_| state.is_finished()));
+            after.runs.extend(orphan.run_id.filter(|_| state.is_finished()));
             let attempt = AttemptId { job, number: orphan.attempt };
             rescued.jobs.push(RescuedJob { attempt, kind: orphan.kind, state });
         }
         make_available_again(tx, &again, now).await?;
-        end_jobs(tx, &endings, now).await?;
-        tell(tx, notices, now, &mut rescued.bells).await?;
-        for run in runs {
-            advance_run(tx, run, self.notice.as_ref(), now, &mut rescued.bells).await?;
-        }
+        end_jobs(tx, &endings, &mut after, now).await?;
+        tell(tx, notices, &mut after, now).await?;
+        settle(tx, &mut after, self.notice.as_ref(), now).await?;
+        rescued.bells = after.bells;
         Ok(rescued)
     }
 }

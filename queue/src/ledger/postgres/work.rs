@@ -1,6 +1,6 @@
 //! Claims, heartbeats, steps and ends.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use schemas::{AttemptId, ClaimedJob, JobId, JobState, NewJob, Outcome, RunId, StepState, Timestamp, TraceContext};
@@ -9,9 +9,11 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::super::door::Aftermath;
 use super::super::rows::{ClaimedRow, micros, raw, storable};
 use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
-use super::runs::{advance_run, lock_runs, tell};
+use super::door::{leave, settle, take_turn};
+use super::runs::{lock_runs, tell};
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
 use crate::clock::later;
@@ -133,24 +135,26 @@ impl Work for Postgres {
             let ends = Ends::of(ended, now);
             if ended.iter().all(|end| notice(end).is_none()) {
                 let held = ends.write(&mut *self.hot().await?, false, now).await.map_err(unknown)?;
-                if held.values().all(|job| job.run_id.is_none()) {
+                if held.values().all(|job| job.run_id.is_none() && !job.gated) {
                     return Ok(finished(ended, &held));
                 }
-                // Nothing was written: the end of a run's job changes other jobs as well.
+                // Nothing was written: the end of a run's job, or of one with limits, changes other jobs as well.
             }
             let mut tx = begin(&self.hot).await?;
-            // Before their jobs: whoever changes a run's jobs holds its row first.
+            take_turn(&mut tx).await?;
             let runs = runs_of(&mut tx, &ends.ids).await?;
             lock_runs(&mut tx, &runs).await?;
             let held = ends.write(&mut tx, true, now).await.map_err(unavailable)?;
             let mut done = finished(ended, &held);
+            let mut after = Aftermath { bells: done.bells, ..Aftermath::default() };
+            after.runs.extend(held.values().filter_map(HeldJob::ended_run));
+            after.freed = leave(&mut tx, &held.values().filter_map(HeldJob::left_its_room).collect::<Vec<_>>()).await?;
             let recorded = ended.iter().zip(&done.recorded).filter(|(_, recorded)| **recorded).map(|(end, _)| end);
             let notices: Vec<NewJob> = recorded.filter_map(notice).cloned().collect();
-            tell(&mut tx, notices, now, &mut done.bells).await?;
-            for run in held.values().filter_map(HeldJob::ended_run).collect::<BTreeSet<_>>() {
-                advance_run(&mut tx, run, self.notice.as_ref(), now, &mut done.bells).await?;
-            }
+            tell(&mut tx, notices, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
+            done.bells = after.bells;
             Ok(done)
         })
         .await
@@ -176,10 +180,13 @@ impl Work for Postgres {
     }
 }
 
-/// What is not due is `scheduled`, so a claim asks for no time; what others are claiming now is skipped.
+/// What is not due is `scheduled`, so a claim asks for no time; what others are claiming now is skipped. A paused kind is not
+/// let in; what slipped in while it was being paused waits here.
 const CLAIM: &str = "
     with c as materialized (
       select id from job where queue = $1 and state = 2 and kind = any($2)
+        and not exists (select 1 from pause where what = 'queue' and name = $1)
+        and kind not in (select name from pause where what = 'kind')
       order by priority, run_at, id limit $3 for update skip locked),
     r as (
       update job j set state = 3, attempt = attempt + 1, started_at = $4, lease_until = $5, worker = $6, reason = null
@@ -191,7 +198,7 @@ const CLAIM: &str = "
     order by r.priority, r.run_at, r.id";
 
 /// Writes the ends of attempts that are not stale, and says which those are. `$10` is false where nothing may be written
-/// if any of the jobs belongs to a run. An end with a `run_at` puts its job off, any other moves it to the history, where
+/// if any of the jobs belongs to a run or has limits. An end with a `run_at` puts its job off, any other moves it to the history, where
 /// the last attempt stands; what failed lets go of its key. What an operator wants cancelled is not put off, though its
 /// attempt ended before a heartbeat told it.
 const FINISH: &str = "
@@ -200,13 +207,13 @@ const FINISH: &str = "
                            $7::text[], $8::text[])
            as u(id, attempt, new_state, put_off, failed, outcome, message, output)),
     held as materialized (
-      select j.id, j.queue, j.run_id, j.attempt, j.worker, j.started_at, u.failed, u.outcome, u.output,
+      select j.id, j.queue, j.run_id, j.gated, j.attempt, j.worker, j.started_at, u.failed, u.outcome, u.output,
              case when u.put_off is null or j.cancel is null then u.new_state else 7 end::smallint as new_state,
              case when j.cancel is null then u.put_off end as put_off,
              case when u.put_off is null or j.cancel is null then u.message else j.cancel end as message
       from u join job j on j.id = u.id where j.attempt = u.attempt and j.state + 0 = 3
       for update of j),
-    go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null)),
+    go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null or gated)),
     gone as (
       delete from job j using held h, go where j.id = h.id and h.put_off is null
       returning j.id, j.queue, j.kind, h.new_state, j.priority, j.attempt, j.failures, j.crashes, j.created_at,
@@ -228,7 +235,7 @@ const FINISH: &str = "
       insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
       select h.id, h.attempt, h.worker, coalesce(h.started_at, $9), $9, h.outcome, h.message
       from held h, go where h.put_off is not null)
-    select id, attempt, queue, run_id, new_state from held";
+    select id, attempt, queue, run_id, gated, new_state from held";
 
 /// A running job whose attempt is not stale.
 #[derive(sqlx::FromRow)]
@@ -237,6 +244,7 @@ struct HeldJob {
     attempt: i32,
     queue: String,
     run_id: Option<Uuid>,
+    gated: bool,
     new_state: i16,
 }
 
@@ -248,6 +256,11 @@ impl HeldJob {
     /// The run that looks at what waits, because this job of it has ended.
     fn ended_run(&self) -> Option<Uuid> {
         self.run_id.filter(|_| self.new_state().is_some_and(JobState::is_finished))
+    }
+
+    /// The job, where it leaves the room that it has at its limits. What is available again keeps it.
+    fn left_its_room(&self) -> Option<Uuid> {
+        (self.gated && self.new_state() != Some(JobState::Available)).then_some(self.id)
     }
 }
 
@@ -294,11 +307,11 @@ impl<'a> Ends<'a> {
         ends
     }
 
-    /// Writes them, and says which jobs were held. Unless `with_runs`, writes nothing if one of them is a run's.
+    /// Writes them, and says which jobs were held. Unless `in_turn`, writes nothing if one of them is a run's or has limits.
     async fn write(
         &self,
         connection: &mut PgConnection,
-        with_runs: bool,
+        in_turn: bool,
         now: Timestamp,
     ) -> Result<HashMap<Uuid, HeldJob>, sqlx::Error> {
         let held: Vec<HeldJob> = sqlx::query_as(FINISH)
@@ -311,7 +324,7 @@ impl<'a> Ends<'a> {
             .bind(&self.messages)
             .bind(&self.outputs)
             .bind(micros(now))
-            .bind(with_runs)
+            .bind(in_turn)
             .fetch_all(connection)
             .await?;
         Ok(held.into_iter().map(|job| (job.id, job)).collect())
@@ -324,8 +337,12 @@ fn finished(ended: &[Ended], held: &HashMap<Uuid, HeldJob>) -> Finished {
     let is_held = |end: &Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
     let recorded = ended.iter().map(|end| is_held(end) && seen.insert(end.attempt));
     let mut done = Finished { recorded: recorded.collect(), bells: Bells::default() };
-    for job in held.values().filter(|job| job.new_state() == Some(JobState::Available)) {
-        done.bells.add(&job.queue, JobId(job.id), &TraceContext::default());
+    for job in held.values() {
+        match job.new_state() {
+            Some(JobState::Available) => done.bells.add(&job.queue, JobId(job.id), &TraceContext::default()),
+            Some(JobState::Retryable | JobState::Scheduled) => done.bells.put_off(),
+            _ => {}
+        }
     }
     done
 }

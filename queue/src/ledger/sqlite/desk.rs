@@ -1,45 +1,58 @@
 //! What operators do: each verb with its audit row, in one transaction.
 
+use std::fmt;
+
 use async_trait::async_trait;
-use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Timestamp, TraceContext};
-use sqlx::SqliteConnection;
+use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, RunState, Standing, Timestamp};
+use sqlx::{SqliteConnection, SqliteTransaction};
 use uuid::Uuid;
 
+use super::super::door::{Aftermath, Asked, FOR_NEEDS, FOR_ROOM, moved_on, name_taken, not_ended, subject};
 use super::super::rows::{KEY_OF_RETRY, NodeRow, micros, state};
-use super::super::{Desk, Enqueued, LedgerError, Operator};
+use super::super::{Desk, Enqueued, LedgerError, NewToken, Operator, Pausable, Replay};
+use super::door::settle;
 use super::intake::{ids, insert_jobs, insert_run, take_key};
-use super::runs::{Ending, advance_run, end_jobs, node_rows};
+use super::runs::{Ending, end_jobs, node_rows};
 use super::{Sqlite, commit, in_time, unavailable};
 use crate::advance::skipped_because_of;
 use crate::bell::Bells;
-use crate::queue::bells_of;
 
 #[async_trait]
 impl Desk for Sqlite {
-    async fn start_job(&self, job: &NewJob, by: &Operator, now: Timestamp) -> Result<Enqueued<JobId>, LedgerError> {
+    async fn start_job(
+        &self,
+        job: &NewJob,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<JobId>, Bells), LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let enqueued = insert_jobs(&mut tx, std::slice::from_ref(job), now).await?[0];
+            let mut after = Aftermath::default();
+            let enqueued = insert_jobs(&mut tx, std::slice::from_ref(job), Some(&by.actor), &mut after, now).await?[0];
             if let Enqueued::New(job) = enqueued {
-                write_audit(&mut tx, by, "start", job.0, now).await?;
+                write_audit(&mut tx, by, "start", &job, now).await?;
             }
-            commit(tx).await?;
-            Ok(enqueued)
+            Ok((enqueued, self.settled(tx, after, now).await?))
         })
         .await
     }
 
-    async fn start_run(&self, run: &NewRun, by: &Operator, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start_run(
+        &self,
+        run: &NewRun,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let started = insert_run(&mut tx, run, now).await?;
+            let mut after = Aftermath::default();
+            let started = insert_run(&mut tx, run, &mut after, now).await?;
             if let Enqueued::New(run) = started {
-                write_audit(&mut tx, by, "start", run.0, now).await?;
+                write_audit(&mut tx, by, "start", &run, now).await?;
             }
-            commit(tx).await?;
-            Ok(started)
+            Ok((started, self.settled(tx, after, now).await?))
         })
         .await
     }
@@ -48,32 +61,30 @@ impl Desk for Sqlite {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let mut bells = Bells::default();
-            let reason = format!("cancelled by {}: {}", by.actor, by.reason);
-            let found: Option<(i16, Option<Uuid>)> = sqlx::query_as("select state, run_id from job where id = ?")
+            let mut after = Aftermath::default();
+            let run = run_of(&mut tx, job).await?;
+            let found: Option<i16> = sqlx::query_scalar("select state from job where id = ?1")
                 .bind(job.0)
                 .fetch_optional(&mut *tx)
                 .await
                 .map_err(unavailable)?;
-            let Some((code, run)) = found else { return Err(not_waiting(&mut tx, job).await?) };
+            let Some(code) = found else { return Err(not_waiting(&mut tx, job).await?) };
+            let reason = format!("cancelled by {}: {}", by.actor, by.reason);
             let state = if state(code)? == JobState::Running {
-                sqlx::query("update job set cancel = ? where id = ?")
-                    .bind(reason)
+                sqlx::query("update job set cancel = ?2 where id = ?1")
                     .bind(job.0)
+                    .bind(&reason)
                     .execute(&mut *tx)
                     .await
                     .map_err(unavailable)?;
                 JobState::Running
             } else {
-                end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], now).await?;
-                if let Some(run) = run {
-                    advance_run(&mut tx, run, self.notice.as_ref(), now, &mut bells).await?;
-                }
+                end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], &mut after, now).await?;
+                after.runs.extend(run);
                 JobState::Cancelled
             };
-            write_audit(&mut tx, by, "cancel", job.0, now).await?;
-            commit(tx).await?;
-            Ok((state, bells))
+            write_audit(&mut tx, by, "cancel", &job, now).await?;
+            Ok((state, self.settled(tx, after, now).await?))
         })
         .await
     }
@@ -82,27 +93,27 @@ impl Desk for Sqlite {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let ended = ended_job(&mut tx, job).await?;
+            let mut after = Aftermath::default();
+            let run = run_of(&mut tx, job).await?;
+            must_have_failed(&mut tx, job).await?;
             take_key_again(&mut tx, job, now).await?;
             record_last_attempt(&mut tx, job).await?;
-            bring_back(&mut tx, [job.0], JobState::Available, now).await?;
-            if let Some(run) = ended.run_id {
+            bring_back(&mut tx, &[job.0], FOR_ROOM, now).await?;
+            after.arrived.insert(job.0);
+            if let Some(run) = run {
                 take_key_of_run_again(&mut tx, run, now).await?;
                 let rows = node_rows(&mut tx, run).await?;
                 let nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<_>, _>>()?;
-                let skipped = skipped_because_of(job, &nodes).into_iter().map(|job| job.0);
-                bring_back(&mut tx, skipped, JobState::Pending, now).await?;
-                sqlx::query("update run set state = 0, finished_at = null where id = ?")
+                let skipped: Vec<Uuid> = skipped_because_of(job, &nodes).into_iter().map(|job| job.0).collect();
+                bring_back(&mut tx, &skipped, FOR_NEEDS, now).await?;
+                sqlx::query("update run set state = 0, finished_at = null where id = ?1")
                     .bind(run)
                     .execute(&mut *tx)
                     .await
                     .map_err(unavailable)?;
             }
-            write_audit(&mut tx, by, "retry", job.0, now).await?;
-            commit(tx).await?;
-            let mut bells = Bells::default();
-            bells.add(&ended.queue, job, &TraceContext::default());
-            Ok(bells)
+            write_audit(&mut tx, by, "retry", &job, now).await?;
+            self.settled(tx, after, now).await
         })
         .await
     }
@@ -118,6 +129,7 @@ impl Desk for Sqlite {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
             let released = sqlx::query("update event set standing = ?2, reason = null where id = ?1 and standing = ?3")
                 .bind(event.0)
                 .bind(Standing::Accepted.code())
@@ -128,21 +140,315 @@ impl Desk for Sqlite {
             if released.rows_affected() == 0 {
                 return Err(LedgerError::Conflict("this event is not held".into()));
             }
-            insert_jobs(&mut tx, jobs, now).await?;
+            insert_jobs(&mut tx, jobs, Some(&by.actor), &mut after, now).await?;
             for run in runs {
-                insert_run(&mut tx, run, now).await?;
+                insert_run(&mut tx, run, &mut after, now).await?;
             }
-            write_audit(&mut tx, by, "release", event.0, now).await?;
+            write_audit(&mut tx, by, "release", &event, now).await?;
+            self.settled(tx, after, now).await
+        })
+        .await
+    }
+
+    async fn replay(&self, again: &[Replay], by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
+            for replay in again {
+                replay_one(&mut tx, replay, by, &mut after, now).await?;
+            }
+            self.settled(tx, after, now).await
+        })
+        .await
+    }
+
+    async fn approve(
+        &self,
+        job: JobId,
+        role: Role,
+        by: &Operator,
+        now: Timestamp,
+    ) -> Result<(JobState, Bells), LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
+            let asked = asked(&mut tx, job).await?;
+            let own = asked.may_decide(role, by, true)?;
+            sqlx::query(
+                "insert into consent (job_id, actor, at, reason, own) values (?1, ?2, ?3, ?4, ?5) on conflict do nothing",
+            )
+            .bind(job.0)
+            .bind(&by.actor)
+            .bind(micros(now))
+            .bind(&by.reason)
+            .bind(own)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            let granted = sqlx::query(
+                "update approval set granted_at = ?2
+                 where job_id = ?1 and (select count(*) from consent where job_id = ?1) >= needed",
+            )
+            .bind(job.0)
+            .bind(micros(now))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if granted.rows_affected() > 0 {
+                after.arrived.insert(job.0);
+            }
+            write_audit(&mut tx, by, if own { "approve own" } else { "approve" }, &job, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            let code: i16 = sqlx::query_scalar("select state from every_job where id = ?1")
+                .bind(job.0)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(unavailable)?;
             commit(tx).await?;
-            Ok(bells_of(jobs, runs))
+            Ok((state(code)?, after.bells))
+        })
+        .await
+    }
+
+    async fn refuse(&self, job: JobId, role: Role, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
+            asked(&mut tx, job).await?.may_decide(role, by, false)?;
+            let run = run_of(&mut tx, job).await?;
+            let reason = format!("refused by {}: {}", by.actor, by.reason);
+            end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], &mut after, now).await?;
+            after.runs.extend(run);
+            write_audit(&mut tx, by, "refuse", &job, now).await?;
+            self.settled(tx, after, now).await
+        })
+        .await
+    }
+
+    async fn pause(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let paused = sqlx::query(
+                "insert into pause (what, name, at, actor, reason) values (?1, ?2, ?3, ?4, ?5) on conflict do nothing",
+            )
+            .bind(what.what())
+            .bind(what.name())
+            .bind(micros(now))
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if paused.rows_affected() == 0 {
+                return Err(LedgerError::Conflict(format!("the {} `{}` is paused already", what.what(), what.name())));
+            }
+            park(&mut tx, what).await?;
+            write_audit(&mut tx, by, "pause", &subject(what), now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn resume(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let resumed = sqlx::query("delete from pause where what = ?1 and name = ?2")
+                .bind(what.what())
+                .bind(what.name())
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            if resumed.rows_affected() == 0 {
+                return Err(LedgerError::Conflict(format!("the {} `{}` is not paused", what.what(), what.name())));
+            }
+            write_audit(&mut tx, by, "resume", &subject(what), now).await?;
+            let mut bells = Bells::default();
+            if let Pausable::Queue(queue) = what {
+                bells.add_many(queue, available_in(&mut tx, queue).await?);
+            }
+            commit(tx).await?;
+            Ok(bells)
+        })
+        .await
+    }
+
+    async fn keep_token(&self, token: &NewToken, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let kept = sqlx::query(
+                "insert into token (id, name, hash, role, created_at, created_by, expires_at)
+                 values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do nothing",
+            )
+            .bind(JobId::at(now).0)
+            .bind(&token.name)
+            .bind(&token.hash[..])
+            .bind(token.role.code())
+            .bind(micros(now))
+            .bind(&by.actor)
+            .bind(token.expires_at.map(micros))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            if kept.rows_affected() == 0 {
+                return Err(name_taken(&token.name));
+            }
+            write_audit(&mut tx, by, "make token", &token.name, now).await?;
+            commit(tx).await
+        })
+        .await
+    }
+
+    async fn revoke_token(&self, name: &str, by: &Operator, now: Timestamp) -> Result<(), LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let revoked = sqlx::query("update token set revoked_at = ?2 where name = ?1 and revoked_at is null")
+                .bind(name)
+                .bind(micros(now))
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            if revoked.rows_affected() == 0 {
+                return Err(LedgerError::NotFound("living token of that name"));
+            }
+            write_audit(&mut tx, by, "revoke token", &name, now).await?;
+            commit(tx).await
         })
         .await
     }
 }
 
+impl Sqlite {
+    /// Does what follows, and commits; what is to be rung.
+    async fn settled(
+        &self,
+        mut tx: SqliteTransaction<'_>,
+        mut after: Aftermath,
+        now: Timestamp,
+    ) -> Result<Bells, LedgerError> {
+        settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+        commit(tx).await?;
+        Ok(after.bells)
+    }
+}
+
+/// Does one job, run or event again, if it stands as it was looked at.
+async fn replay_one(
+    tx: &mut SqliteConnection,
+    replay: &Replay,
+    by: &Operator,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    match replay {
+        Replay::Job { of, state, attempt, again } => {
+            let found: Option<(i16, i32)> = sqlx::query_as("select state, attempt from every_job where id = ?1")
+                .bind(of.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            let found = found.ok_or(LedgerError::NotFound("job"))?;
+            if found != (state.code(), *attempt) {
+                return Err(moved_on("job", of.0));
+            }
+            if !state.is_finished() {
+                return Err(not_ended("job", of.0));
+            }
+            insert_jobs(tx, std::slice::from_ref(&**again), Some(&by.actor), after, now).await?;
+            write_audit(tx, by, "replay", of, now).await
+        }
+        Replay::Run { of, state, again } => {
+            let found: Option<i16> = sqlx::query_scalar("select state from run where id = ?1")
+                .bind(of.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            if found.ok_or(LedgerError::NotFound("run"))? != state.code() {
+                return Err(moved_on("run", of.0));
+            }
+            if *state == RunState::Running {
+                return Err(not_ended("run", of.0));
+            }
+            insert_run(tx, again, after, now).await?;
+            write_audit(tx, by, "replay", of, now).await
+        }
+        Replay::Event { of, jobs, runs } => {
+            insert_jobs(tx, jobs, Some(&by.actor), after, now).await?;
+            for run in runs {
+                insert_run(tx, run, after, now).await?;
+            }
+            write_audit(tx, by, "replay", of, now).await
+        }
+    }
+}
+
+async fn asked(tx: &mut SqliteConnection, job: JobId) -> Result<Asked, LedgerError> {
+    sqlx::query_as(
+        "select p.role, p.own, p.requested_by, j.state, j.waits_for
+         from approval p join job j on j.id = p.job_id where p.job_id = ?1",
+    )
+    .bind(job.0)
+    .fetch_optional(tx)
+    .await
+    .map_err(unavailable)?
+    .ok_or(LedgerError::NotFound("job that waits for an approval"))
+}
+
+/// Takes back what is available of a paused kind or key.
+async fn park(tx: &mut SqliteConnection, what: &Pausable) -> Result<(), LedgerError> {
+    let whose = match what {
+        Pausable::Queue(_) => return Ok(()),
+        Pausable::Kind(_) => "select id from job where state = 2 and kind = ?1",
+        Pausable::Key(_) => "select job_id from job_limit where standing = 2 and key = ?1",
+    };
+    let reason = format!("the {} `{}` is paused", what.what(), what.name());
+    let parked: Vec<Uuid> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+        "update job set state = 0, waits_for = 1, reason = ?2 where id in ({whose}) and state = 2 returning id"
+    )))
+    .bind(what.name())
+    .bind(&reason)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    sqlx::query("update job_limit set standing = 1 where job_id in (select unhex(value) from json_each(?))")
+        .bind(ids(parked))
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(())
+}
+
+/// How many jobs of a queue are available, and one of them.
+async fn available_in(tx: &mut SqliteConnection, queue: &str) -> Result<Option<(u32, JobId)>, LedgerError> {
+    let (count, one): (i64, Option<Uuid>) =
+        sqlx::query_as("select count(*), min(id) from job where queue = ?1 and state = 2")
+            .bind(queue)
+            .fetch_one(tx)
+            .await
+            .map_err(unavailable)?;
+    Ok(one.map(|one| (u32::try_from(count).unwrap_or(u32::MAX), JobId(one))))
+}
+
+/// The run that a job belongs to, if it belongs to one.
+async fn run_of(tx: &mut SqliteConnection, job: JobId) -> Result<Option<Uuid>, LedgerError> {
+    sqlx::query_scalar(
+        "select coalesce((select run_id from job where id = ?1), (select run_id from history where id = ?1))",
+    )
+    .bind(job.0)
+    .fetch_one(tx)
+    .await
+    .map_err(unavailable)
+}
+
 /// Why a job that is not in the hot table cannot be cancelled.
 async fn not_waiting(tx: &mut SqliteConnection, job: JobId) -> Result<LedgerError, LedgerError> {
-    let ended: Option<i16> = sqlx::query_scalar("select state from history where id = ?")
+    let ended: Option<i16> = sqlx::query_scalar("select state from history where id = ?1")
         .bind(job.0)
         .fetch_optional(tx)
         .await
@@ -153,33 +459,27 @@ async fn not_waiting(tx: &mut SqliteConnection, job: JobId) -> Result<LedgerErro
     })
 }
 
-#[derive(sqlx::FromRow)]
-struct EndedJob {
-    state: i16,
-    queue: String,
-    run_id: Option<Uuid>,
-}
-
-/// A job that may be retried.
-async fn ended_job(tx: &mut SqliteConnection, job: JobId) -> Result<EndedJob, LedgerError> {
-    let ended: Option<EndedJob> = sqlx::query_as("select state, queue, run_id from history where id = ?")
+/// Refuses a job that may not be retried.
+async fn must_have_failed(tx: &mut SqliteConnection, job: JobId) -> Result<(), LedgerError> {
+    let ended: Option<i16> = sqlx::query_scalar("select state from history where id = ?1")
         .bind(job.0)
         .fetch_optional(&mut *tx)
         .await
         .map_err(unavailable)?;
-    let Some(ended) = ended else {
-        let waits: Option<i64> = sqlx::query_scalar("select 1 from job where id = ?")
+    let Some(code) = ended else {
+        let waits: bool = sqlx::query_scalar("select exists (select 1 from job where id = ?1)")
             .bind(job.0)
-            .fetch_optional(tx)
+            .fetch_one(tx)
             .await
             .map_err(unavailable)?;
-        return Err(match waits {
-            Some(_) => LedgerError::Conflict("this job has not ended".into()),
-            None => LedgerError::NotFound("job"),
+        return Err(if waits {
+            LedgerError::Conflict("this job has not ended".into())
+        } else {
+            LedgerError::NotFound("job")
         });
     };
-    match state(ended.state)? {
-        JobState::Discarded | JobState::Cancelled => Ok(ended),
+    match state(code)? {
+        JobState::Discarded | JobState::Cancelled => Ok(()),
         other => Err(LedgerError::Conflict(format!(
             "only a discarded or cancelled job can be retried: this is {}",
             other.as_str()
@@ -190,7 +490,7 @@ async fn ended_job(tx: &mut SqliteConnection, job: JobId) -> Result<EndedJob, Le
 /// A job that failed let go of its key: another may hold it now.
 async fn take_key_again(tx: &mut SqliteConnection, job: JobId, now: Timestamp) -> Result<(), LedgerError> {
     let key: Option<(String, String)> =
-        sqlx::query_as("select key_scope, key from job_args where id = ? and key is not null")
+        sqlx::query_as("select key_scope, key from job_args where id = ?1 and key is not null")
             .bind(job.0)
             .fetch_optional(&mut *tx)
             .await
@@ -206,7 +506,7 @@ async fn take_key_again(tx: &mut SqliteConnection, job: JobId, now: Timestamp) -
 /// A run that failed let go of its key as well.
 async fn take_key_of_run_again(tx: &mut SqliteConnection, run: Uuid, now: Timestamp) -> Result<(), LedgerError> {
     let key: Option<(String, String)> =
-        sqlx::query_as("select key_scope, key from run where id = ? and key is not null")
+        sqlx::query_as("select key_scope, key from run where id = ?1 and key is not null")
             .bind(run)
             .fetch_optional(&mut *tx)
             .await
@@ -225,7 +525,7 @@ async fn record_last_attempt(tx: &mut SqliteConnection, job: JobId) -> Result<()
         "insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
          select id, attempt, worker, started_at, finished_at, case state when 7 then 'cancelled' else 'discarded' end,
                 reason
-         from history where id = ? and started_at is not null
+         from history where id = ?1 and started_at is not null
          on conflict do nothing",
     )
     .bind(job.0)
@@ -235,30 +535,35 @@ async fn record_last_attempt(tx: &mut SqliteConnection, job: JobId) -> Result<()
     Ok(())
 }
 
-/// Moves jobs from the history to the hot table, their failures forgotten.
+/// Moves jobs from the history to the hot table, their failures forgotten; what they wait for now is given. A consent that
+/// was not given is asked for again.
 async fn bring_back(
     tx: &mut SqliteConnection,
-    jobs: impl IntoIterator<Item = Uuid>,
-    state: JobState,
+    jobs: &[Uuid],
+    waits_for: i16,
     now: Timestamp,
 ) -> Result<(), LedgerError> {
-    let jobs = ids(jobs);
+    let jobs = ids(jobs.iter().copied());
     sqlx::query(
-        "insert into job (id, queue, kind, state, priority, run_at, attempt, created_at, run_id)
-         select id, queue, kind, ?2, priority, ?3, attempt, ?3, run_id from history
-         where id in (select unhex(value) from json_each(?1))",
+        "insert into job (id, queue, kind, state, priority, run_at, attempt, created_at, run_id, waits_for, gated)
+         select id, queue, kind, 0, priority, ?3, attempt, ?3, run_id, ?2,
+                exists (select 1 from job_limit l where l.job_id = history.id)
+                or exists (select 1 from approval p where p.job_id = history.id)
+         from history where id in (select unhex(value) from json_each(?1))",
     )
     .bind(&jobs)
-    .bind(state.code())
+    .bind(waits_for)
     .bind(micros(now))
     .execute(&mut *tx)
     .await
     .map_err(unavailable)?;
-    sqlx::query("delete from history where id in (select unhex(value) from json_each(?))")
-        .bind(&jobs)
-        .execute(tx)
-        .await
-        .map_err(unavailable)?;
+    for statement in [
+        "delete from history where id in (select unhex(value) from json_each(?))",
+        "update approval set requested_at = null, expires_at = null
+         where granted_at is null and job_id in (select unhex(value) from json_each(?))",
+    ] {
+        sqlx::query(statement).bind(&jobs).execute(&mut *tx).await.map_err(unavailable)?;
+    }
     Ok(())
 }
 
@@ -266,10 +571,10 @@ async fn write_audit(
     tx: &mut SqliteConnection,
     by: &Operator,
     verb: &str,
-    subject: Uuid,
+    subject: &(dyn fmt::Display + Sync),
     now: Timestamp,
 ) -> Result<(), LedgerError> {
-    sqlx::query("insert into audit (id, at, actor, verb, subject, reason) values (?, ?, ?, ?, ?, ?)")
+    sqlx::query("insert into audit (id, at, actor, verb, subject, reason) values (?1, ?2, ?3, ?4, ?5, ?6)")
         .bind(JobId::at(now).0)
         .bind(micros(now))
         .bind(&by.actor)

@@ -3,58 +3,131 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, RunId, Standing, Timestamp};
+use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, PlannedJob, RunId, Standing, Timestamp};
 use serde_json::{Value, json};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
+use super::super::door::{Aftermath, FOR_ROOM, first_state};
 use super::super::rows::{HELD, micros, moment, standing_of_repeat};
-use super::super::{DELIVERY_MEMORY, Enqueued, Intake, LedgerError, NewDelivery, Receipt, Repeats};
+use super::super::{
+    DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Receipt, Repeats,
+};
+use super::door::{insert_gates, settle};
 use super::{Sqlite, commit, in_time, unavailable};
-use crate::clock::later;
+use crate::bell::Bells;
+use crate::clock::{earlier, later};
 
 #[async_trait]
 impl Intake for Sqlite {
-    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<Vec<Receipt>, LedgerError> {
+    async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
             let new = insert_delivery_keys(&mut tx, deliveries, now).await?;
             let mut receipts = Vec::with_capacity(deliveries.len());
             for delivery in deliveries {
                 receipts.push(if new.contains(&delivery.event.id.0) {
-                    book(&mut tx, delivery, now).await?
+                    book(&mut tx, delivery, &mut after, now).await?
                 } else {
                     receipt_of_known(&mut tx, delivery).await?
                 });
             }
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(receipts)
+            Ok((receipts, after.bells))
         })
         .await
     }
 
-    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+    async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let enqueued = insert_jobs(&mut tx, jobs, now).await?;
+            let mut after = Aftermath::default();
+            let enqueued = insert_jobs(&mut tx, jobs, None, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(enqueued)
+            Ok((enqueued, after.bells))
         })
         .await
     }
 
-    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<Enqueued<RunId>, LedgerError> {
+    async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let started = insert_run(&mut tx, run, now).await?;
+            let mut after = Aftermath::default();
+            let started = insert_run(&mut tx, run, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(started)
+            Ok((started, after.bells))
         })
         .await
     }
+
+    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let newest = announce(&mut tx, config_digest, now).await?;
+            commit(tx).await?;
+            Ok(newest)
+        })
+        .await
+    }
+
+    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            if !announce(&mut tx, &firing.config_digest, now).await? {
+                return Ok(Fired::Outdated);
+            }
+            let fired =
+                sqlx::query("insert into fired (schedule, nominal, fired_at) values (?, ?, ?) on conflict do nothing")
+                    .bind(&firing.schedule)
+                    .bind(micros(firing.nominal))
+                    .bind(micros(now))
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(unavailable)?;
+            if fired.rows_affected() == 0 {
+                return Ok(Fired::Before);
+            }
+            let mut after = Aftermath::default();
+            insert_jobs(&mut tx, &firing.jobs, None, &mut after, now).await?;
+            for run in &firing.runs {
+                insert_run(&mut tx, run, &mut after, now).await?;
+            }
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            commit(tx).await?;
+            Ok(Fired::Now(after.bells))
+        })
+        .await
+    }
+}
+
+/// Notes that a configuration is alive: whether no newer one is.
+async fn announce(tx: &mut SqliteConnection, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+    let mine: i64 = sqlx::query_scalar(
+        "insert into generation (digest, number, seen_at)
+         values (?1, (select coalesce(max(number), 0) + 1 from generation), ?2)
+         on conflict (digest) do update set seen_at = max(seen_at, excluded.seen_at)
+         returning number",
+    )
+    .bind(config_digest)
+    .bind(micros(now))
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    sqlx::query_scalar("select not exists (select 1 from generation where number > ? and seen_at > ?)")
+        .bind(mine)
+        .bind(micros(earlier(now, GENERATION_MEMORY)))
+        .fetch_one(tx)
+        .await
+        .map_err(unavailable)
 }
 
 /// Takes the delivery ids; the events of those that were not known.
@@ -94,7 +167,12 @@ async fn receipt_of_known(tx: &mut SqliteConnection, delivery: &NewDelivery) -> 
 }
 
 /// Books one delivery that was not known, with its work.
-async fn book(tx: &mut SqliteConnection, delivery: &NewDelivery, now: Timestamp) -> Result<Receipt, LedgerError> {
+async fn book(
+    tx: &mut SqliteConnection,
+    delivery: &NewDelivery,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<Receipt, LedgerError> {
     let standing = match delivery.unreadable {
         Some(_) => Standing::Quarantined,
         None => standing_of_repeat(delivery.repeats, first_seen(tx, delivery, now).await?, now),
@@ -102,9 +180,9 @@ async fn book(tx: &mut SqliteConnection, delivery: &NewDelivery, now: Timestamp)
     insert_event(tx, delivery, standing, now).await?;
     let mut jobs = Vec::new();
     if standing == Standing::Accepted {
-        jobs.extend(insert_jobs(tx, &delivery.jobs, now).await?.iter().map(Enqueued::id));
+        jobs.extend(insert_jobs(tx, &delivery.jobs, None, after, now).await?.iter().map(Enqueued::id));
         for run in &delivery.runs {
-            if let Enqueued::New(_) = insert_run(tx, run, now).await? {
+            if let Enqueued::New(_) = insert_run(tx, run, after, now).await? {
                 jobs.extend(run.jobs.iter().map(|planned| planned.job.id));
             }
         }
@@ -189,14 +267,16 @@ async fn insert_event(
     Ok(())
 }
 
-/// Stores the jobs whose keys are free.
+/// Stores the jobs whose keys are free; `by` is who started them.
 pub(super) async fn insert_jobs(
     tx: &mut SqliteConnection,
     jobs: &[NewJob],
+    by: Option<&str>,
+    after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
     let mut enqueued = Vec::with_capacity(jobs.len());
-    let mut rows = Vec::with_capacity(jobs.len());
+    let mut new = Vec::with_capacity(jobs.len());
     for job in jobs {
         let owner = match &job.key {
             Some(key) => take_key(tx, key, job.id.0, now).await?,
@@ -204,18 +284,42 @@ pub(super) async fn insert_jobs(
         };
         enqueued.push(if owner == job.id.0 { Enqueued::New(job.id) } else { Enqueued::Existing(JobId(owner)) });
         if owner == job.id.0 {
-            let state = if job.run_at.is_some_and(|at| at > now) { JobState::Scheduled } else { JobState::Available };
-            rows.push(job_row(job, state, None, now));
+            new.push((job, first_state(job, true, now)));
         }
     }
-    insert_job_rows(tx, rows, now).await?;
+    insert_new(tx, &new, None, by, after, now).await?;
     Ok(enqueued)
+}
+
+/// Stores new jobs with the state that each begins in. What is available is rung for, whoever must wait has come to the
+/// door.
+async fn insert_new(
+    tx: &mut SqliteConnection,
+    new: &[(&NewJob, (JobState, i16))],
+    run: Option<RunId>,
+    by: Option<&str>,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let rows = new.iter().map(|(job, (state, waits_for))| job_row(job, *state, *waits_for, run, now));
+    insert_job_rows(tx, rows.collect(), now).await?;
+    for (job, (state, waits_for)) in new {
+        match state {
+            JobState::Available => after.bells.add_new(job),
+            JobState::Scheduled => after.bells.put_off(),
+            _ if *waits_for == FOR_ROOM => after.arrived.extend([job.id.0]),
+            _ => {}
+        }
+    }
+    let gated: Vec<&NewJob> = new.iter().map(|(job, _)| *job).filter(|job| job.is_gated()).collect();
+    if gated.is_empty() { Ok(()) } else { insert_gates(tx, &gated, by, now).await }
 }
 
 /// Stores a run whose key is free, with all its jobs.
 pub(super) async fn insert_run(
     tx: &mut SqliteConnection,
     run: &NewRun,
+    after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<Enqueued<RunId>, LedgerError> {
     if let Some(key) = &run.key {
@@ -226,8 +330,8 @@ pub(super) async fn insert_run(
     }
     sqlx::query(
         "insert into run (id, runbook, state, inputs, created_at, event_id, actor, reason, key_scope, key,
-                          traceparent, tracestate)
-         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                          traceparent, tracestate, replay_of)
+         values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(run.id.0)
     .bind(&run.runbook)
@@ -241,15 +345,14 @@ pub(super) async fn insert_run(
     .bind(run.key.as_ref().map(|key| &key.key))
     .bind(&run.trace.traceparent)
     .bind(&run.trace.tracestate)
+    .bind(run.replay_of.map(|run| run.0))
     .execute(&mut *tx)
     .await
     .map_err(unavailable)?;
     insert_run_jobs(tx, run).await?;
-    let rows = run.jobs.iter().map(|planned| {
-        let state = if planned.needs.is_empty() { JobState::Available } else { JobState::Pending };
-        job_row(&planned.job, state, Some(run.id), now)
-    });
-    insert_job_rows(tx, rows.collect(), now).await?;
+    let first = |planned: &PlannedJob| first_state(&planned.job, planned.needs.is_empty(), now);
+    let new: Vec<_> = run.jobs.iter().map(|planned| (&planned.job, first(planned))).collect();
+    insert_new(tx, &new, Some(run.id), run.actor.as_deref(), after, now).await?;
     Ok(Enqueued::New(run.id))
 }
 
@@ -269,12 +372,15 @@ async fn insert_run_jobs(tx: &mut SqliteConnection, run: &NewRun) -> Result<(), 
     Ok(())
 }
 
-fn job_row(job: &NewJob, state: JobState, run: Option<RunId>, now: Timestamp) -> Value {
+fn job_row(job: &NewJob, state: JobState, waits_for: i16, run: Option<RunId>, now: Timestamp) -> Value {
     json!({
         "id": hex(job.id.0),
         "queue": job.queue,
         "kind": job.kind,
         "state": state.code(),
+        "waits_for": waits_for,
+        "gated": i32::from(job.is_gated()),
+        "replay": job.replay_of.map(|job| hex(job.0)),
         "priority": job.priority.code(),
         "run_at": micros(job.run_at.unwrap_or(now)),
         "run": run.map(|run| hex(run.0)),
@@ -294,10 +400,13 @@ async fn insert_job_rows(tx: &mut SqliteConnection, rows: Vec<Value>, now: Times
     }
     let rows = Value::from(rows).to_string();
     sqlx::query(
-        "insert into job (id, queue, kind, state, priority, run_at, created_at, run_id)
-         select unhex(value ->> 'id'), value ->> 'queue', value ->> 'kind', value ->> 'state', value ->> 'priority',
-                value ->> 'run_at', ?2, unhex(value ->> 'run')
-         from json_each(?1)",
+        "insert into job (id, queue, kind, state, waits_for, gated, priority, run_at, created_at, run_id)
+         select unhex(value ->> 'id'), value ->> 'queue', value ->> 'kind', iif(paused, 0, value ->> 'state'),
+                iif(paused, 1, value ->> 'waits_for'), value ->> 'gated', value ->> 'priority', value ->> 'run_at', ?2,
+                unhex(value ->> 'run')
+         from (select value, value ->> 'state' = 2 and value ->> 'kind' in (select name from pause where what = 'kind')
+                             as paused
+               from json_each(?1))",
     )
     .bind(&rows)
     .bind(micros(now))
@@ -305,9 +414,9 @@ async fn insert_job_rows(tx: &mut SqliteConnection, rows: Vec<Value>, now: Times
     .await
     .map_err(unavailable)?;
     sqlx::query(
-        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate)
+        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate, replay_of)
          select unhex(value ->> 'id'), value ->> 'args', unhex(value ->> 'event'), value ->> 'scope', value ->> 'key',
-                value ->> 'traceparent', value ->> 'tracestate'
+                value ->> 'traceparent', value ->> 'tracestate', unhex(value ->> 'replay')
          from json_each(?1)",
     )
     .bind(&rows)

@@ -5,6 +5,7 @@
 
 mod books;
 mod desk;
+mod door;
 mod intake;
 mod runs;
 mod upkeep;

@@ -6,11 +6,12 @@ use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::super::LedgerError;
+use super::super::door::Aftermath;
 use super::super::rows::{NodeRow, micros};
+use super::door::leave;
 use super::intake::{hex, ids, insert_jobs};
 use super::unavailable;
 use crate::advance::{Decision, Node, advance, standing};
-use crate::bell::Bells;
 use crate::config::NoticeOfDiscard;
 
 /// One job that ends, as its history row has it.
@@ -29,8 +30,14 @@ impl Ending {
     }
 }
 
-/// Moves jobs from the hot table to the history. What did not succeed lets go of its key.
-pub(super) async fn end_jobs(tx: &mut SqliteConnection, endings: &[Ending], now: Timestamp) -> Result<(), LedgerError> {
+/// Moves jobs from the hot table to the history. What did not succeed lets go of its key; where they had room, there is
+/// room now.
+pub(super) async fn end_jobs(
+    tx: &mut SqliteConnection,
+    endings: &[Ending],
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
     if endings.is_empty() {
         return Ok(());
     }
@@ -48,11 +55,16 @@ pub(super) async fn end_jobs(tx: &mut SqliteConnection, endings: &[Ending], now:
     .execute(&mut *tx)
     .await
     .map_err(unavailable)?;
-    sqlx::query("delete from job where id in (select unhex(value) from json_each(?))")
-        .bind(ids(endings.iter().map(|ending| ending.job)))
-        .execute(&mut *tx)
-        .await
-        .map_err(unavailable)?;
+    let gone: Vec<(Uuid, bool)> =
+        sqlx::query_as("delete from job where id in (select unhex(value) from json_each(?)) returning id, gated")
+            .bind(ids(endings.iter().map(|ending| ending.job)))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    if gone.iter().any(|(_, gated)| *gated) {
+        let gated = gone.into_iter().filter(|(_, gated)| *gated).map(|(job, _)| job);
+        after.freed.append(&mut leave(tx, gated).await?);
+    }
     let failed = endings.iter().filter(|ending| matches!(ending.state, JobState::Cancelled | JobState::Discarded));
     for ending in failed {
         release_keys(tx, ending.job).await?;
@@ -89,7 +101,7 @@ pub(super) async fn advance_run(
     run: Uuid,
     notice: Option<&NoticeOfDiscard>,
     now: Timestamp,
-    bells: &mut Bells,
+    after: &mut Aftermath,
 ) -> Result<(), LedgerError> {
     let rows = node_rows(tx, run).await?;
     let mut nodes = rows.iter().map(NodeRow::node).collect::<Result<Vec<Node>, _>>()?;
@@ -100,7 +112,7 @@ pub(super) async fn advance_run(
         .map_err(unavailable)?;
     let inputs: Value = serde_json::from_str(&inputs).unwrap_or_default();
     for decision in advance(&mut nodes, &inputs) {
-        carry_out(tx, decision, &rows, notice, now, bells).await?;
+        carry_out(tx, decision, &rows, notice, now, after).await?;
     }
     write_standing(tx, run, standing(&nodes), now).await
 }
@@ -109,7 +121,8 @@ pub(super) async fn node_rows(tx: &mut SqliteConnection, run: Uuid) -> Result<Ve
     sqlx::query_as(
         "select rj.name, rj.job_id, rj.needs, rj.condition, coalesce(j.state, h.state) as state,
                 coalesce(h.for_failure, 0) as for_failure, h.output, coalesce(j.queue, h.queue) as queue,
-                coalesce(j.kind, h.kind) as kind, a.traceparent, a.tracestate
+                coalesce(j.kind, h.kind) as kind, coalesce(j.gated, 0) as gated,
+                a.traceparent, a.tracestate
          from run_job rj join job_args a on a.id = rj.job_id
          left join job j on j.id = rj.job_id left join history h on h.id = rj.job_id
          where rj.run_id = ? order by rj.position",
@@ -126,10 +139,10 @@ async fn carry_out(
     rows: &[NodeRow],
     notice: Option<&NoticeOfDiscard>,
     now: Timestamp,
-    bells: &mut Bells,
+    after: &mut Aftermath,
 ) -> Result<(), LedgerError> {
     let ending = match decision {
-        Decision::Admit(job) => return admit(tx, job, rows, now, bells).await,
+        Decision::Admit(job) => return admit(tx, job, rows, now, after).await,
         Decision::SkipByCondition(job, why) => Ending::new(job, JobState::Skipped, Some(why)),
         Decision::SkipForFailure(job, why) => {
             Ending { for_failure: true, ..Ending::new(job, JobState::Skipped, Some(why)) }
@@ -137,11 +150,11 @@ async fn carry_out(
         Decision::Discard(job, why) => {
             let kind = rows.iter().find(|row| row.job() == job).map_or("", |row| row.kind.as_str());
             let told = notice.and_then(|notice| notice(job, kind, &why, now));
-            tell(tx, told.into_iter().collect(), now, bells).await?;
+            tell(tx, told.into_iter().collect(), after, now).await?;
             Ending::new(job, JobState::Discarded, Some(why))
         }
     };
-    end_jobs(tx, &[ending], now).await
+    end_jobs(tx, &[ending], after, now).await
 }
 
 async fn admit(
@@ -149,17 +162,25 @@ async fn admit(
     job: JobId,
     rows: &[NodeRow],
     now: Timestamp,
-    bells: &mut Bells,
+    after: &mut Aftermath,
 ) -> Result<(), LedgerError> {
-    sqlx::query("update job set state = 2, run_at = ? where id = ?")
-        .bind(micros(now))
-        .bind(job.0)
-        .execute(tx)
-        .await
-        .map_err(unavailable)?;
-    if let Some(row) = rows.iter().find(|row| row.job() == job) {
-        bells.add(&row.queue, job, &row.trace());
+    let Some(row) = rows.iter().find(|row| row.job() == job) else { return Ok(()) };
+    if row.gated {
+        after.arrived.insert(job.0);
+        return Ok(());
     }
+    sqlx::query(
+        "update job set run_at = ?2,
+                        state = iif(kind in (select name from pause where what = 'kind'), 0, 2),
+                        waits_for = iif(kind in (select name from pause where what = 'kind'), 1, 0)
+         where id = ?1 and state = 0",
+    )
+    .bind(job.0)
+    .bind(micros(now))
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    after.bells.add(&row.queue, job, &row.trace());
     Ok(())
 }
 
@@ -167,11 +188,10 @@ async fn admit(
 pub(super) async fn tell(
     tx: &mut SqliteConnection,
     notices: Vec<NewJob>,
+    after: &mut Aftermath,
     now: Timestamp,
-    bells: &mut Bells,
 ) -> Result<(), LedgerError> {
-    insert_jobs(tx, &notices, now).await?;
-    notices.iter().for_each(|notice| bells.add_new(notice));
+    insert_jobs(tx, &notices, None, after, now).await?;
     Ok(())
 }
 

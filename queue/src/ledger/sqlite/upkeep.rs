@@ -5,12 +5,16 @@ use schemas::{AttemptId, JobId, JobState, Timestamp, TraceContext};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
+use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
-use super::runs::{Ending, advance_run, end_jobs, tell};
+use super::super::{DELIVERY_MEMORY, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
+use super::door::{settle, waiting_at};
+use super::intake::ids;
+use super::runs::{Ending, end_jobs, tell};
 use super::work::record_attempt;
 use super::{Sqlite, commit, in_time, time, unavailable};
 use crate::bell::Bells;
+use crate::clock::earlier;
 
 #[async_trait]
 impl Upkeep for Sqlite {
@@ -29,20 +33,55 @@ impl Upkeep for Sqlite {
                 return Ok(Promoted { bells: Bells::default(), next: next.map(moment) });
             }
             let mut turn = self.write().await;
-            let due: Vec<(Uuid, String)> = sqlx::query_as(
-                "update job set state = 2, run_at = ?1
+            let mut tx = turn.begin().await?;
+            let due: Vec<(Uuid, String, bool)> = sqlx::query_as(
+                "update job set run_at = ?1,
+                                state = iif(gated or kind in (select name from pause where what = 'kind'), 0, 2),
+                                waits_for = iif(gated or kind in (select name from pause where what = 'kind'), 1, 0)
                  where id in (select id from job where state in (1, 4) and run_at <= ?1 order by run_at limit ?2)
-                 returning id, queue",
+                 returning id, queue, gated",
             )
             .bind(micros(now))
             .bind(limit)
-            .fetch_all(&mut *turn.0)
+            .fetch_all(&mut *tx)
             .await
             .map_err(unavailable)?;
-            let mut bells = Bells::default();
-            due.iter().for_each(|(job, queue)| bells.add(queue, JobId(*job), &TraceContext::default()));
-            let next = next_due(&mut *turn.0).await?;
-            Ok(Promoted { bells, next: next.map(moment) })
+            let mut after = Aftermath::default();
+            for (job, queue, gated) in due {
+                if gated {
+                    after.arrived.insert(job);
+                } else {
+                    after.bells.add(&queue, JobId(job), &TraceContext::default());
+                }
+            }
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            let next = next_due(&mut *tx).await?;
+            commit(tx).await?;
+            Ok(Promoted { bells: after.bells, next: next.map(moment) })
+        })
+        .await
+    }
+
+    async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let waits: bool =
+                sqlx::query_scalar(WAITS).bind(micros(now)).fetch_one(&self.readers).await.map_err(unavailable)?;
+            if !waits {
+                return Ok(Bells::default());
+            }
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
+            cancel_unapproved(&mut tx, limit, &mut after, now).await?;
+            after.arrived.extend(parked(&mut tx, limit).await?);
+            let keys: Vec<String> = sqlx::query_scalar("select distinct key from job_limit where standing = 1")
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(unavailable)?;
+            after.arrived.extend(waiting_at(&mut tx, &keys, limit).await?);
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            commit(tx).await?;
+            Ok(after.bells)
         })
         .await
     }
@@ -56,10 +95,13 @@ impl Upkeep for Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let mut rescued = Rescued::default();
+            let mut after = Aftermath::default();
             for orphan in orphans {
-                self.rescue_one(&mut tx, orphan, before, now, &mut rescued).await?;
+                rescued.jobs.extend(self.rescue_one(&mut tx, orphan, before, &mut after, now).await?);
             }
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
+            rescued.bells = after.bells;
             Ok(rescued)
         })
         .await
@@ -69,15 +111,30 @@ impl Upkeep for Sqlite {
         in_time(async {
             let mut turn = self.write().await;
             let mut pruned = 0;
-            for statement in [
-                "delete from held_key where (scope, key) in
-                   (select scope, key from held_key where expires_at <= ? limit ?)",
-                "delete from delivery_key where (source, delivery_id) in
-                   (select source, delivery_id from delivery_key where expires_at <= ? limit ?)",
-                "delete from delivery_digest where (source, digest) in
-                   (select source, digest from delivery_digest where expires_at <= ? limit ?)",
+            let long_ago = earlier(now, DELIVERY_MEMORY);
+            for (statement, before) in [
+                (
+                    "delete from held_key where (scope, key) in
+                       (select scope, key from held_key where expires_at <= ? limit ?)",
+                    now,
+                ),
+                (
+                    "delete from delivery_key where (source, delivery_id) in
+                       (select source, delivery_id from delivery_key where expires_at <= ? limit ?)",
+                    now,
+                ),
+                (
+                    "delete from delivery_digest where (source, digest) in
+                       (select source, digest from delivery_digest where expires_at <= ? limit ?)",
+                    now,
+                ),
+                (
+                    "delete from fired where (schedule, nominal) in
+                       (select schedule, nominal from fired where fired_at <= ? limit ?)",
+                    long_ago,
+                ),
             ] {
-                let done = sqlx::query(statement).bind(micros(now)).bind(limit).execute(&mut *turn.0).await;
+                let done = sqlx::query(statement).bind(micros(before)).bind(limit).execute(&mut *turn.0).await;
                 pruned = done.map_err(unavailable)?.rows_affected().max(pruned);
             }
             Ok(pruned)
@@ -93,6 +150,54 @@ async fn next_due<'e>(connection: impl sqlx::SqliteExecutor<'e>) -> Result<Optio
         .map_err(unavailable)
 }
 
+/// Whether there is anything for a review to look at: asked often, and answered by indexes that are empty as a rule.
+const WAITS: &str = "
+    select exists (select 1 from job_limit where standing = 1)
+        or exists (select 1 from job where state = 0 and waits_for = 1)
+        or exists (select 1 from approval where granted_at is null and expires_at <= ?1)";
+
+/// Cancels jobs whose approval did not come in time.
+async fn cancel_unapproved(
+    tx: &mut SqliteConnection,
+    limit: u32,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let late: Vec<(Uuid, Option<Uuid>)> = sqlx::query_as(
+        "select j.id, j.run_id from approval p join job j on j.id = p.job_id
+         where p.granted_at is null and p.expires_at <= ? and j.state = 0 and j.waits_for = 2
+         order by p.expires_at limit ?",
+    )
+    .bind(micros(now))
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    let ending = |(job, _): &(Uuid, _)| Ending::new(JobId(*job), JobState::Cancelled, Some(EXPIRED.into()));
+    end_jobs(tx, &late.iter().map(ending).collect::<Vec<_>>(), after, now).await?;
+    // Asked no more, until a retry asks again.
+    sqlx::query("update approval set expires_at = null where job_id in (select unhex(value) from json_each(?))")
+        .bind(ids(late.iter().map(|(job, _)| *job)))
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    after.runs.extend(late.iter().filter_map(|(_, run)| *run));
+    Ok(())
+}
+
+/// Jobs that wait for the end of a pause of their kind which has ended.
+async fn parked(tx: &mut SqliteConnection, limit: u32) -> Result<Vec<Uuid>, LedgerError> {
+    sqlx::query_scalar(
+        "select id from job where state = 0 and waits_for = 1 and not gated
+           and kind not in (select name from pause where what = 'kind')
+         order by id limit ?",
+    )
+    .bind(limit)
+    .fetch_all(tx)
+    .await
+    .map_err(unavailable)
+}
+
 /// A running job whose lease has run out.
 #[derive(sqlx::FromRow)]
 struct Orphan {
@@ -101,14 +206,13 @@ struct Orphan {
     kind: String,
     queue: String,
     crashes: i32,
-    cancel: Option<String>,
     run_id: Option<Uuid>,
     progressed: bool,
 }
 
 async fn orphans(readers: &sqlx::SqlitePool, before: Timestamp, limit: u32) -> Result<Vec<Orphan>, LedgerError> {
     sqlx::query_as(
-        "select id, attempt, kind, queue, crashes, cancel, run_id,
+        "select id, attempt, kind, queue, crashes, run_id,
                 exists (select 1 from step s where s.job_id = job.id and s.attempt = job.attempt
                                              and s.finished_at is not null) as progressed
          from job where state = 3 and lease_until < ? order by id limit ?",
@@ -126,48 +230,44 @@ impl Sqlite {
         tx: &mut SqliteConnection,
         orphan: Orphan,
         before: Timestamp,
+        after: &mut Aftermath,
         now: Timestamp,
-        rescued: &mut Rescued,
-    ) -> Result<(), LedgerError> {
-        // It was read before the writer's turn: meanwhile it may have ended, or its heartbeat may have come.
-        let still: Option<i64> =
-            sqlx::query_scalar("select 1 from job where id = ? and attempt = ? and state = 3 and lease_until < ?")
+    ) -> Result<Option<RescuedJob>, LedgerError> {
+        // It was read before the writer's turn: meanwhile it may have ended, or its heartbeat may have come, or somebody
+        // may want it cancelled.
+        let still: Option<Option<String>> =
+            sqlx::query_scalar("select cancel from job where id = ? and attempt = ? and state = 3 and lease_until < ?")
                 .bind(orphan.id)
                 .bind(orphan.attempt)
                 .bind(micros(before))
                 .fetch_optional(&mut *tx)
                 .await
                 .map_err(unavailable)?;
-        if still.is_none() {
-            return Ok(());
-        }
+        let Some(cancel) = still else { return Ok(None) };
         let job = JobId(orphan.id);
-        let ending = match verdict(orphan.cancel, orphan.crashes, orphan.progressed) {
+        let ending = match verdict(cancel, orphan.crashes, orphan.progressed) {
             Verdict::Again { crashes } => {
                 let attempt = AttemptId { job, number: orphan.attempt };
                 record_attempt(tx, attempt, "crashed", Some("its lease ran out"), now).await?;
                 again(tx, orphan.id, crashes, now).await?;
-                rescued.bells.add(&orphan.queue, job, &TraceContext::default());
+                after.bells.add(&orphan.queue, job, &TraceContext::default());
                 None
             }
             Verdict::Cancel(reason) => Some(Ending::new(job, JobState::Cancelled, Some(reason))),
             Verdict::Discard { crashes } => {
                 let told = self.notice.as_ref().and_then(|notice| notice(job, &orphan.kind, CRASHED, now));
-                tell(tx, told.into_iter().collect(), now, &mut rescued.bells).await?;
+                tell(tx, told.into_iter().collect(), after, now).await?;
                 let ending = Ending::new(job, JobState::Discarded, Some(CRASHED.to_owned()));
                 Some(Ending { crashes: Some(crashes), ..ending })
             }
         };
         let state = ending.as_ref().map_or(JobState::Available, |ending| ending.state);
         if let Some(ending) = ending {
-            end_jobs(tx, &[ending], now).await?;
-            if let Some(run) = orphan.run_id {
-                advance_run(tx, run, self.notice.as_ref(), now, &mut rescued.bells).await?;
-            }
+            end_jobs(tx, &[ending], after, now).await?;
+            after.runs.extend(orphan.run_id);
         }
         let attempt = AttemptId { job, number: orphan.attempt };
-        rescued.jobs.push(RescuedJob { attempt, kind: orphan.kind, state });
-        Ok(())
+        Ok(Some(RescuedJob { attempt, kind: orphan.kind, state }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Claims, heartbeats, steps and ends.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use async_trait::async_trait;
 use schemas::{AttemptId, ClaimedJob, JobState, Outcome, RunId, StepState, Timestamp};
@@ -10,10 +10,12 @@ use serde_json::{Map, Value, json};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
+use super::super::door::Aftermath;
 use super::super::rows::{ClaimedRow, micros, raw};
 use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
+use super::door::{leave, settle};
 use super::intake::{hex, ids};
-use super::runs::{Ending, advance_run, end_jobs, tell};
+use super::runs::{Ending, end_jobs, tell};
 use super::{Sqlite, commit, in_time, unavailable};
 use crate::bell::Bells;
 use crate::clock::later;
@@ -29,6 +31,8 @@ impl Work for Sqlite {
                         a.event_id, j.run_id, a.traceparent, a.tracestate
                  from job j join job_args a on a.id = j.id
                  where j.queue = ?1 and j.state = 2 and j.kind in (select value from json_each(?2))
+                   and not exists (select 1 from pause where what = 'queue' and name = ?1)
+                   and j.kind not in (select name from pause where what = 'kind')
                  order by j.priority, j.run_at, j.id limit ?3",
             )
             .bind(&claim.queue)
@@ -165,18 +169,17 @@ impl Work for Sqlite {
             let recorded: Vec<bool> = ended.iter().map(|end| is_held(&end)).collect();
             let heeded: Vec<Cow<'_, Ended>> = ended.iter().filter(is_held).map(|end| heed(end, &held)).collect();
             let current: Vec<&Ended> = heeded.iter().map(AsRef::as_ref).collect();
-            let mut bells = Bells::default();
-            put_off(&mut tx, &current, now, &held, &mut bells).await?;
+            let mut after = Aftermath::default();
+            put_off(&mut tx, &current, now, &held, &mut after.bells).await?;
+            let left = current.iter().filter_map(|end| left_its_room(end, &held));
+            after.freed = leave(&mut tx, left).await?;
             let endings: Vec<Ending> = current.iter().filter_map(|end| ending(end)).collect();
-            end_jobs(&mut tx, &endings, now).await?;
-            tell(&mut tx, notices(&current), now, &mut bells).await?;
-            let runs: BTreeSet<Uuid> =
-                endings.iter().filter_map(|ending| held.get(&ending.job).and_then(|job| job.run_id)).collect();
-            for run in runs {
-                advance_run(&mut tx, run, self.notice.as_ref(), now, &mut bells).await?;
-            }
+            end_jobs(&mut tx, &endings, &mut after, now).await?;
+            tell(&mut tx, notices(&current), &mut after, now).await?;
+            after.runs.extend(endings.iter().filter_map(|ending| held.get(&ending.job).and_then(|job| job.run_id)));
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(Finished { recorded, bells })
+            Ok(Finished { recorded, bells: after.bells })
         })
         .await
     }
@@ -208,7 +211,15 @@ struct HeldJob {
     attempt: i32,
     queue: String,
     run_id: Option<Uuid>,
+    gated: bool,
     cancel: Option<String>,
+}
+
+/// The job, where it waits for the outside world and leaves the room that it has at its limits. What ends leaves as well,
+/// and what is available again keeps it.
+fn left_its_room(end: &Ended, held: &HashMap<Uuid, HeldJob>) -> Option<Uuid> {
+    let job = held.get(&end.attempt.job.0).filter(|job| job.gated)?;
+    matches!(end.outcome.state(), JobState::Retryable | JobState::Scheduled).then_some(job.id)
 }
 
 /// What an operator wants cancelled is not put off, though its attempt ended before a heartbeat told it.
@@ -224,7 +235,8 @@ fn heed<'a>(end: &'a Ended, held: &HashMap<Uuid, HeldJob>) -> Cow<'a, Ended> {
 
 async fn held_by(tx: &mut SqliteConnection, ended: &[Ended]) -> Result<HashMap<Uuid, HeldJob>, LedgerError> {
     let held: Vec<HeldJob> = sqlx::query_as(
-        "select j.id, j.attempt, j.queue, j.run_id, j.cancel from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
+        "select j.id, j.attempt, j.queue, j.run_id, j.gated, j.cancel
+         from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
          where j.attempt = end.value ->> 'attempt' and j.state = 3",
     )
     .bind(fences(ended.iter().map(|end| &end.attempt)))
@@ -282,6 +294,8 @@ async fn put_off(
             && let Some(job) = held.get(&end.attempt.job.0)
         {
             bells.add(&job.queue, end.attempt.job, &schemas::TraceContext::default());
+        } else {
+            bells.put_off();
         }
     }
     Ok(())

@@ -199,6 +199,7 @@ mod tests {
             event: None,
             actor: None,
             reason: None,
+            replay_of: None,
             jobs,
         }
     }
