@@ -8,6 +8,7 @@ mod backups;
 mod brokers;
 mod commands;
 mod desk;
+mod interleavings;
 mod kills;
 mod ledgers;
 mod migrations;

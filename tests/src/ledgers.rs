@@ -94,9 +94,14 @@ impl TestLedger {
 
     /// Claims up to `limit` jobs of the kinds `noop`, `other` and `notify`.
     pub async fn claim(&self, limit: u32) -> Vec<ClaimedJob> {
+        self.claim_kinds(&["noop", "other", "notify"], limit).await
+    }
+
+    /// Claims up to `limit` jobs of these kinds.
+    pub async fn claim_kinds(&self, kinds: &[&str], limit: u32) -> Vec<ClaimedJob> {
         let claim = Claim {
             queue: "default".into(),
-            kinds: ["noop", "other", "notify"].map(Into::into).to_vec(),
+            kinds: kinds.iter().map(ToString::to_string).collect(),
             limit,
             worker: WorkerId::at(self.now()),
             lease: LEASE,
