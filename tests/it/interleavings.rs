@@ -373,12 +373,13 @@ impl<'t> Model<'t> {
                 continue;
             }
             self.over.push(AttemptId { job: *id, number: known.attempt });
-            known.crashes = if known.progressed { 0 } else { known.crashes + 1 };
-            let state = match known.crashes {
+            let crashes = if known.progressed { 0 } else { known.crashes + 1 };
+            let state = match crashes {
                 _ if known.cancel => JobState::Cancelled,
                 3.. => JobState::Discarded,
                 _ => JobState::Available,
             };
+            known.crashes = if known.cancel { known.crashes } else { crashes };
             known.state = if state == JobState::Available { Kept::AtTheDoor } else { Kept::Ended(state) };
             expected.insert(*id, state);
             ended.push(*id);
