@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::super::rows::{HELD, micros, storable};
 use super::super::{DELIVERY_MEMORY, Enqueued, Intake, LedgerError, NewDelivery, Receipt, Repeats};
 use super::storing::{JobRows, enqueued, insert_jobs, insert_run};
-use super::{Postgres, begin, commit, in_time, unavailable, unknown};
+use super::{Postgres, begin, begin_on, commit, in_time, unavailable, unknown};
 use crate::clock::later;
 
 #[async_trait]
@@ -20,15 +20,19 @@ impl Intake for Postgres {
         in_time(async {
             // Without work one statement is all, and commits itself.
             if deliveries.iter().all(|delivery| delivery.jobs.is_empty() && delivery.runs.is_empty()) {
-                let mut connection = self.hot().await?;
-                let new = insert_deliveries(&mut connection, deliveries, now).await.map_err(unknown)?;
-                return receipts(&mut connection, deliveries, &new, &HashMap::new()).await;
+                let mut hot = self.kept().await?;
+                let new = insert_deliveries(&mut hot, deliveries, now).await.map_err(unknown)?;
+                let receipts = receipts(&mut hot, deliveries, &new, &HashMap::new()).await?;
+                hot.keep();
+                return Ok(receipts);
             }
-            let mut tx = begin(&self.hot).await?;
+            let mut hot = self.kept().await?;
+            let mut tx = begin_on(&mut hot).await?;
             let new = insert_deliveries(&mut tx, deliveries, now).await.map_err(unavailable)?;
             let work = insert_work(&mut tx, deliveries, &new, now).await?;
             let receipts = receipts(&mut tx, deliveries, &new, &work).await?;
             commit(tx).await?;
+            hot.keep();
             Ok(receipts)
         })
         .await
@@ -38,14 +42,18 @@ impl Intake for Postgres {
         in_time(async {
             // Without keys one statement is all, and commits itself.
             if jobs.iter().all(|job| job.key.is_none()) {
-                let mut connection = self.hot().await?;
-                let stored = JobRows::of(jobs, now).insert(&mut connection, now).await.map_err(unknown)?;
-                return enqueued(&mut connection, jobs, &stored).await;
+                let mut hot = self.kept().await?;
+                let stored = JobRows::of(jobs, now).insert(&mut hot, now).await.map_err(unknown)?;
+                let enqueued = enqueued(&mut hot, jobs, &stored).await?;
+                hot.keep();
+                return Ok(enqueued);
             }
             // With keys their owners are asked for: if that fails, nothing must have been written.
-            let mut tx = begin(&self.hot).await?;
+            let mut hot = self.kept().await?;
+            let mut tx = begin_on(&mut hot).await?;
             let enqueued = insert_jobs(&mut tx, jobs, now).await?;
             commit(tx).await?;
+            hot.keep();
             Ok(enqueued)
         })
         .await

@@ -276,7 +276,7 @@ fn job_row(job: &NewJob, state: JobState, run: Option<RunId>, now: Timestamp) ->
         "kind": job.kind,
         "state": state.code(),
         "priority": job.priority.code(),
-        "run_at": micros(job.run_at.unwrap_or(now)),
+        "run_at": micros(job.run_at.map_or(now, |at| at.max(now))),
         "run": run.map(|run| hex(run.0)),
         "args": job.args.get(),
         "event": job.event.map(|event| hex(event.0)),
