@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    audit, backups, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger, up,
-    work,
+    audit, backups, bench, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger,
+    up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -88,6 +88,8 @@ pub(crate) enum Command {
     /// The audit: who did what by hand, and why.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Measure how fast the queue is on this machine, with your database and broker.
+    Bench(bench::Args),
     /// Print the published JSON schemas.
     Schemas(schemas::Args),
     /// Print a completion script for a shell.

@@ -79,6 +79,18 @@ pub(crate) fn start(settings: &TelemetrySettings) -> anyhow::Result<Telemetry> {
     Ok(Telemetry { provider })
 }
 
+/// Makes spans as [`start`] does, with ids and parents, and exports none; of log lines only warnings are written. For
+/// measurements: what a collector costs is the collector's.
+pub(crate) fn start_unexported() -> anyhow::Result<()> {
+    let provider = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn).build();
+    let settings = TelemetrySettings { otlp: None, json: false, level: LogLevel::Warn };
+    tracing_subscriber::registry()
+        .with(lines(&settings)?)
+        .with(spans(&provider))
+        .try_init()
+        .context("logging was started twice")
+}
+
 impl Telemetry {
     /// Sends what is still unsent, for at most `timeout`. Never fails: telemetry must not hurt the work.
     pub(crate) async fn shutdown(self, timeout: Duration) {

@@ -2,9 +2,7 @@
 //!
 //! Where no exporter is configured there is no trace: what is read is empty, and what is set changes nothing.
 
-use std::collections::HashMap;
-
-use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use schemas::TraceContext;
@@ -13,12 +11,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// The position of a span, to be stored or sent along.
 pub fn of(span: &Span) -> TraceContext {
-    let mut carrier = HashMap::new();
-    TraceContextPropagator::new().inject_context(&span.context(), &mut carrier);
-    TraceContext {
-        traceparent: carrier.remove("traceparent"),
-        tracestate: carrier.remove("tracestate").filter(|state| !state.is_empty()),
-    }
+    let mut stored = Stored(TraceContext::default());
+    TraceContextPropagator::new().inject_context(&span.context(), &mut stored);
+    stored.0
 }
 
 /// The position of the current span.
@@ -44,8 +39,35 @@ pub fn link(span: &Span, trace: &TraceContext) {
 }
 
 fn context(trace: &TraceContext) -> opentelemetry::Context {
-    let mut carrier = HashMap::new();
-    carrier.extend(trace.traceparent.clone().map(|value| ("traceparent".to_owned(), value)));
-    carrier.extend(trace.tracestate.clone().map(|value| ("tracestate".to_owned(), value)));
-    TraceContextPropagator::new().extract(&carrier)
+    TraceContextPropagator::new().extract(&Read(trace))
+}
+
+/// A position that is being stored.
+struct Stored(TraceContext);
+
+impl Injector for Stored {
+    fn set(&mut self, name: &str, value: String) {
+        match name {
+            "traceparent" => self.0.traceparent = Some(value),
+            "tracestate" => self.0.tracestate = Some(value).filter(|state| !state.is_empty()),
+            _ => {}
+        }
+    }
+}
+
+/// A position that is being read.
+struct Read<'a>(&'a TraceContext);
+
+impl Extractor for Read<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        match name {
+            "traceparent" => self.0.traceparent.as_deref(),
+            "tracestate" => self.0.tracestate.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec!["traceparent", "tracestate"]
+    }
 }

@@ -44,6 +44,7 @@ on_every_engine![
     ends_of_a_batch_are_recorded_or_stale_one_by_one,
     a_stale_end_in_one_batch_with_the_current_one_changes_nothing,
     claims_at_the_same_time_never_share_a_job,
+    what_becomes_available_is_claimed_at_once_however_old_it_is,
     discarding_stores_its_notice_in_the_same_transaction,
     what_has_expired_is_pruned,
     odd_text_survives,
@@ -507,6 +508,42 @@ async fn a_stale_end_in_one_batch_with_the_current_one_changes_nothing(t: TestLe
     assert_eq!(t.ledger.finish(&batch, t.now()).await.unwrap().recorded, [false, true]);
     let view = t.view(id).await;
     assert_eq!((view.state, view.failures), (JobState::Completed, 0));
+}
+
+/// Claims look, find nothing, and time passes: what became available long ago is behind them.
+async fn look_in_vain(t: &TestLedger) {
+    assert!(t.claim(10).await.is_empty());
+    t.clock.advance(Duration::from_secs(3));
+    assert!(t.claim(10).await.is_empty());
+}
+
+async fn what_becomes_available_is_claimed_at_once_however_old_it_is(t: TestLedger) {
+    look_in_vain(&t).await;
+    let asked = schemas::NewJob { run_at: Some(t.now() - Duration::from_hours(1)), ..t.job() };
+    let id = t.enqueue(&[asked]).await[0];
+    let attempt = t.claim_one().await.id;
+    look_in_vain(&t).await;
+    assert!(t.finish(attempt, Outcome::Released).await);
+    let attempt = t.claim_one().await.id;
+    let at = later(t.now(), Duration::from_secs(2));
+    assert!(t.finish(attempt, Outcome::Retry { at, error: "no luck".into() }).await);
+    look_in_vain(&t).await;
+    assert_eq!(t.promote().await, 1);
+    t.claim_one().await;
+    t.clock.advance(LEASE);
+    look_in_vain(&t).await;
+    assert_eq!(t.rescue().await, [(id, JobState::Available)]);
+    let attempt = t.claim_one().await.id;
+    assert!(t.finish(attempt, discarded("in vain")).await);
+    look_in_vain(&t).await;
+    t.ledger.retry(id, &ada(), t.now()).await.unwrap();
+    assert_eq!(t.complete_next(None).await, id);
+    let run = t.run(&[("first", &[], None), ("second", &["first"], None)]);
+    t.ledger.start(&run, t.now()).await.unwrap();
+    let attempt = t.claim_one().await.id;
+    look_in_vain(&t).await;
+    assert!(t.finish(attempt, completed(None)).await);
+    t.claim_one().await;
 }
 
 async fn claims_at_the_same_time_never_share_a_job(t: TestLedger) {

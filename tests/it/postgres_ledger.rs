@@ -69,6 +69,44 @@ async fn claims_and_ends_read_what_they_touch_however_old_the_statistics_are() {
 }
 
 #[tokio::test]
+async fn claims_do_not_walk_over_what_was_claimed_while_somebody_holds_a_snapshot() {
+    const ROUNDS: usize = 40;
+    const JOBS: usize = 50;
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    let mut meddler = connect(&url).await;
+    let mut dump = connect(&url).await;
+    dump.execute("begin isolation level repeatable read; select 1 from nightporter.job").await.unwrap();
+    for _ in 0..ROUNDS {
+        t.enqueue(&(0..JOBS).map(|_| t.job()).collect::<Vec<_>>()).await;
+        let ends: Vec<Ended> =
+            t.claim(100).await.into_iter().map(|job| Ended { attempt: job.id, outcome: completed(None) }).collect();
+        assert_eq!(ends.len(), JOBS);
+        t.ledger.finish(&ends, t.now()).await.unwrap();
+        t.clock.advance(Duration::from_secs(2));
+    }
+    drop(t); // who hangs up hands in its statistics
+    statistics_say(&mut meddler, "select n_tup_del = 2000 from pg_stat_user_tables where relname = 'job'").await;
+    let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'job_available'";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut meddler).await.unwrap();
+    // Each round reads its own jobs, and each fifth one all there were before it.
+    let jobs = i64::try_from(ROUNDS * JOBS).unwrap();
+    assert!((jobs..jobs * 7).contains(&read), "{read} entries of the index were read for {jobs} jobs");
+}
+
+#[tokio::test]
+async fn a_job_of_a_process_whose_clock_is_late_is_found() {
+    let t = TestLedger::postgres().await;
+    assert!(t.claim(10).await.is_empty());
+    t.clock.advance(Duration::from_secs(5));
+    assert!(t.claim(10).await.is_empty());
+    let late = t.now() - Duration::from_secs(4);
+    t.ledger.enqueue(&[t.job()], late).await.unwrap();
+    t.clock.advance(Duration::from_secs(6));
+    assert_eq!(t.claim(10).await.len(), 1);
+}
+
+#[tokio::test]
 async fn jobs_are_stored_all_or_not_at_all_though_the_owner_of_a_key_cannot_be_told() {
     let url = fresh_database().await;
     let t = TestLedger::postgres_at(&url).await;
@@ -118,9 +156,13 @@ async fn connections_that_the_network_swallowed_are_replaced() {
     let front = swallowing_proxy(behind.clone(), Arc::clone(&swallow)).await;
     let t = TestLedger::postgres_at(&url.replace(&behind, &front)).await;
     let all_at_once = || join_all((0..40).map(|_| t.ledger.time()));
-    assert!(all_at_once().await.iter().all(Result::is_ok));
+    let stores = async || t.ledger.enqueue(&[t.job()], t.now()).await;
+    assert!(all_at_once().await.iter().all(Result::is_ok) && stores().await.is_ok());
     swallow.notify_waiters();
-    assert!(all_at_once().await.iter().any(Result::is_err), "nothing was swallowed");
+    let (answers, stored) = tokio::join!(all_at_once(), stores());
+    assert!(answers.iter().any(Result::is_err), "nothing was swallowed");
+    assert!(matches!(stored, Err(LedgerError::Unknown(_))), "{stored:?}");
+    assert!(stores().await.is_ok());
     eventually("the ledger answers again", async || t.ledger.time().await.ok()).await;
 }
 

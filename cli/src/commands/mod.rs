@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod backups;
+pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
@@ -38,6 +39,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Queues(command) => queues::run(command, global).await,
         Command::Backups(command) => backups::run(command, global).await,
         Command::Audit(command) => audit::run(command, global).await,
+        Command::Bench(args) => bench::run(args, global).await,
         Command::Schemas(args) => schemas::run(&args),
         Command::Completions(args) => completions::run(&args),
     }

@@ -108,7 +108,7 @@ pub(super) struct ClaimedRow {
     kind: String,
     args: String,
     queue: String,
-    priority: i16,
+    pub(super) priority: i16,
     failures: i32,
     crashes: i32,
     created_at: i64,

@@ -15,7 +15,7 @@ use super::super::{
 };
 use super::door::{settle, take_turn};
 use super::storing::{JobRows, any_gated, enqueued, insert_jobs, insert_run, jobs_of};
-use super::{Postgres, begin, commit, in_time, unavailable, unknown};
+use super::{Postgres, begin, begin_on, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
 use crate::clock::{earlier, later};
 
@@ -25,12 +25,14 @@ impl Intake for Postgres {
         in_time(async {
             // Without work one statement is all, and commits itself.
             if deliveries.iter().all(|delivery| delivery.jobs.is_empty() && delivery.runs.is_empty()) {
-                let mut connection = self.hot().await?;
-                let new = insert_deliveries(&mut connection, deliveries, now).await.map_err(unknown)?;
-                let receipts = receipts(&mut connection, deliveries, &new, &HashMap::new()).await?;
+                let mut hot = self.kept().await?;
+                let new = insert_deliveries(&mut hot, deliveries, now).await.map_err(unknown)?;
+                let receipts = receipts(&mut hot, deliveries, &new, &HashMap::new()).await?;
+                hot.keep();
                 return Ok((receipts, Bells::default()));
             }
-            let mut tx = begin(&self.hot).await?;
+            let mut hot = self.kept().await?;
+            let mut tx = begin_on(&mut hot).await?;
             let mut after = Aftermath::default();
             let jobs_of_runs = deliveries.iter().flat_map(|delivery| &delivery.runs).flat_map(jobs_of);
             if any_gated(deliveries.iter().flat_map(|delivery| &delivery.jobs).chain(jobs_of_runs)) {
@@ -41,6 +43,7 @@ impl Intake for Postgres {
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             let receipts = receipts(&mut tx, deliveries, &new, &work).await?;
             commit(tx).await?;
+            hot.keep();
             Ok((receipts, after.bells))
         })
         .await
@@ -49,15 +52,17 @@ impl Intake for Postgres {
     async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
         in_time(async {
             let gated = any_gated(jobs);
+            let mut hot = self.kept().await?;
             // Without keys and limits one statement is all, and commits itself.
             if !gated && jobs.iter().all(|job| job.key.is_none()) {
-                let mut connection = self.hot().await?;
                 let rows = JobRows::of(jobs, now);
-                let stored = rows.insert(&mut connection, now).await.map_err(unknown)?;
-                return Ok((enqueued(&mut connection, jobs, &stored).await?, rows.bells(&stored)));
+                let stored = rows.insert(&mut hot, now).await.map_err(unknown)?;
+                let enqueued = enqueued(&mut hot, jobs, &stored).await?;
+                hot.keep();
+                return Ok((enqueued, rows.bells(&stored)));
             }
             // With keys their owners are asked for: if that fails, nothing must have been written.
-            let mut tx = begin(&self.hot).await?;
+            let mut tx = begin_on(&mut hot).await?;
             let mut after = Aftermath::default();
             if gated {
                 take_turn(&mut tx).await?;
@@ -65,6 +70,7 @@ impl Intake for Postgres {
             let enqueued = insert_jobs(&mut tx, jobs, None, &mut after, now).await?;
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
+            hot.keep();
             Ok((enqueued, after.bells))
         })
         .await

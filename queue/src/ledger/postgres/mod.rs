@@ -10,7 +10,9 @@
 mod books;
 mod desk;
 mod door;
+mod floors;
 mod intake;
+mod kept;
 mod runs;
 mod storing;
 mod upkeep;
@@ -25,6 +27,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, PgTransaction, Postgres as Pg};
 
+use self::floors::Floors;
+use self::kept::{Hot, Kept};
 use super::{EngineConfig, LedgerError};
 use crate::OpenError;
 use crate::config::NoticeOfDiscard;
@@ -37,9 +41,11 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// A call fails where no connection can be had in this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// For those who bring work, work and keep up. The writers that make batches need one each, the consumers, the heart and
-/// the upkeep share the rest.
-const HOT: u32 = 10;
+/// For the writers that make batches, one each, and the consumers.
+const KEPT: usize = 8;
+
+/// For the heart, the upkeep, and what is no single statement.
+const HOT: u32 = 8;
 
 /// For operators and readers, whose questions must not hold up the work.
 const DESK: u32 = 5;
@@ -59,6 +65,8 @@ const HOT_PLANS: [(&str, &str); 4] =
 
 /// The distributed ledger.
 pub(crate) struct Postgres {
+    kept: Kept,
+    floors: Floors,
     hot: PgPool,
     desk: PgPool,
     notice: Option<NoticeOfDiscard>,
@@ -75,9 +83,16 @@ impl Postgres {
             .acquire_timeout(CONNECT_WITHIN)
             .test_before_acquire(false)
             .after_release(|connection, _| Box::pin(answers(connection)));
-        let hot = pool.clone().max_connections(HOT).connect_lazy_with(options.clone().options(HOT_PLANS));
+        let hot_options = options.clone().options(HOT_PLANS);
+        let kept = Kept::new(hot_options.clone(), KEPT);
+        let hot = pool.clone().max_connections(HOT).connect_lazy_with(hot_options);
         let desk = pool.max_connections(DESK).connect_lazy_with(options);
-        Ok(Self { hot, desk, notice: config.notice.clone() })
+        Ok(Self { kept, floors: Floors::default(), hot, desk, notice: config.notice.clone() })
+    }
+
+    /// A connection for what is done all the time.
+    async fn kept(&self) -> Result<Hot<'_>, LedgerError> {
+        self.kept.take().await.map_err(unavailable)
     }
 
     /// A connection for one statement that commits itself.
@@ -94,6 +109,11 @@ async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         Ok(answered) => answered.map(|()| true),
         Err(late) => Err(sqlx::Error::Io(late.into())),
     }
+}
+
+/// A transaction on a connection of the caller's.
+async fn begin_on(connection: &mut PgConnection) -> Result<PgTransaction<'_>, LedgerError> {
+    connection.begin().await.map_err(unavailable)
 }
 
 async fn begin(pool: &PgPool) -> Result<PgTransaction<'static>, LedgerError> {

@@ -161,7 +161,8 @@ impl<'a> JobRows<'a> {
         self.states.push(state.code());
         self.waits_for.push(waits_for);
         self.runs.push(run.map(|run| run.0));
-        self.run_at.push(micros(job.run_at.unwrap_or(now)));
+        // A moment that has passed counts as this one: what is available lies above the floors of the claims.
+        self.run_at.push(micros(job.run_at.map_or(now, |at| at.max(now))));
         self.keys_end.push(job.key.as_ref().map(|key| micros(later(now, key.hold))));
     }
 

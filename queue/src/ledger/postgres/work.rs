@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
-use schemas::{AttemptId, ClaimedJob, JobId, JobState, NewJob, Outcome, RunId, StepState, Timestamp, TraceContext};
+use schemas::{
+    AttemptId, ClaimedJob, JobId, JobState, NewJob, Outcome, Priority, RunId, StepState, Timestamp, TraceContext,
+};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
@@ -22,17 +24,31 @@ use crate::clock::later;
 impl Work for Postgres {
     async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
         in_time(async {
-            let rows: Vec<ClaimedRow> = sqlx::query_as(CLAIM)
+            let floors = self.floors.of(claim, now);
+            let mut hot = self.kept().await?;
+            let taken: Vec<TakenRow> = sqlx::query_as(CLAIM)
                 .bind(&claim.queue)
                 .bind(&claim.kinds)
                 .bind(i64::from(claim.limit))
                 .bind(micros(now))
                 .bind(micros(later(now, claim.lease)))
                 .bind(claim.worker.0)
-                .fetch_all(&mut *self.hot().await?)
+                .bind(Priority::ALL.map(Priority::code))
+                .bind(floors)
+                .fetch_all(&mut *hot)
                 .await
                 .map_err(unknown)?;
-            rows.into_iter().map(|row| (row.attempt, row)).map(|(attempt, row)| row.into_claimed(attempt)).collect()
+            hot.keep();
+            // One that took nothing tells nothing: the queue may be paused.
+            if !taken.is_empty() {
+                let last = taken.last().filter(|_| taken.len() >= claim.limit as usize);
+                self.floors.raise(claim, now, floors, last.map(|last| (last.row.priority, last.run_at)));
+            }
+            taken
+                .into_iter()
+                .map(|TakenRow { row, .. }| (row.attempt, row))
+                .map(|(attempt, row)| row.into_claimed(attempt))
+                .collect()
         })
         .await
     }
@@ -134,7 +150,9 @@ impl Work for Postgres {
         in_time(async {
             let ends = Ends::of(ended, now);
             if ended.iter().all(|end| notice(end).is_none()) {
-                let held = ends.write(&mut *self.hot().await?, false, now).await.map_err(unknown)?;
+                let mut hot = self.kept().await?;
+                let held = ends.write(&mut hot, false, now).await.map_err(unknown)?;
+                hot.keep();
                 if held.values().all(|job| job.run_id.is_none() && !job.gated) {
                     return Ok(finished(ended, &held));
                 }
@@ -180,20 +198,31 @@ impl Work for Postgres {
     }
 }
 
-/// What is not due is `scheduled`, so a claim asks for no time; what others are claiming now is skipped. A paused kind is not
-/// let in; what slipped in while it was being paused waits here.
+/// A job that was claimed, and where it stood.
+#[derive(sqlx::FromRow)]
+struct TakenRow {
+    #[sqlx(flatten)]
+    row: ClaimedRow,
+    run_at: i64,
+}
+
+/// What is not due is `scheduled`, so a claim asks for no time; what others are claiming now is skipped. Each priority is a
+/// scan of its own, from its floor on, and the next one is begun only when the ones before it were not enough. A paused
+/// kind is not let in; what slipped in while it was being paused waits here.
 const CLAIM: &str = "
     with c as materialized (
-      select id from job where queue = $1 and state = 2 and kind = any($2)
-        and not exists (select 1 from pause where what = 'queue' and name = $1)
-        and kind not in (select name from pause where what = 'kind')
-      order by priority, run_at, id limit $3 for update skip locked),
+      select j.id from unnest($7::smallint[], $8::bigint[]) as p(priority, floor)
+      cross join lateral (
+        select id from job where queue = $1 and state = 2 and kind = any($2) and priority = p.priority and run_at >= p.floor
+        order by run_at, id limit $3 for update skip locked) j
+      where not exists (select 1 from pause where what = 'queue' and name = $1)
+      limit $3),
     r as (
       update job j set state = 3, attempt = attempt + 1, started_at = $4, lease_until = $5, worker = $6, reason = null
       from c where j.id = c.id
       returning j.id, j.attempt, j.kind, j.queue, j.priority, j.run_at, j.failures, j.crashes, j.created_at, j.run_id)
     select r.id, r.attempt, r.kind, a.args, r.queue, r.priority, r.failures, r.crashes, r.created_at, a.event_id,
-           r.run_id, a.traceparent, a.tracestate
+           r.run_id, a.traceparent, a.tracestate, r.run_at
     from r join job_args a on a.id = r.id
     order by r.priority, r.run_at, r.id";
 

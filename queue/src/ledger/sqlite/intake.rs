@@ -382,7 +382,7 @@ fn job_row(job: &NewJob, state: JobState, waits_for: i16, run: Option<RunId>, no
         "gated": i32::from(job.is_gated()),
         "replay": job.replay_of.map(|job| hex(job.0)),
         "priority": job.priority.code(),
-        "run_at": micros(job.run_at.unwrap_or(now)),
+        "run_at": micros(job.run_at.map_or(now, |at| at.max(now))),
         "run": run.map(|run| hex(run.0)),
         "args": job.args.get(),
         "event": job.event.map(|event| hex(event.0)),
