@@ -165,6 +165,7 @@ impl Running {
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),
             grace: config.worker.grace.0,
+            lease: config.worker.lease.0,
             notice: rooms::notice(config),
             ..WorkerConfig::default()
         };

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tracing::{Span, info_span, warn};
 
 use crate::broker::Broker;
+use crate::kill_point::reached;
 use crate::trace;
 
 /// Says that `count` jobs of a queue became available. It may be lost, doubled or coalesced without harm: the ledger
@@ -119,7 +120,10 @@ impl Ringer {
                 while let Some(bells) = rope.take() {
                     // Only said: the jobs are in the ledger, and whoever polls will find them.
                     let spans: Vec<Span> = bells.iter().map(span_of).collect();
-                    if let Err(error) = broker.ring(&bells).await {
+                    reached("ringing");
+                    let rung = broker.ring(&bells).await;
+                    reached("rung");
+                    if let Err(error) = rung {
                         warn!(error = &error as &dyn std::error::Error, bells = bells.len(), "bells did not ring");
                         for span in spans {
                             span.record("otel.status_code", "ERROR");

@@ -9,6 +9,7 @@ pub mod bell;
 pub mod broker;
 pub mod clock;
 mod config;
+pub mod kill_point;
 pub mod ledger;
 mod queue;
 pub mod retry;

@@ -12,6 +12,7 @@ use crate::bell::{Bells, Ringer};
 use crate::broker::{self, Broker, BrokerError};
 use crate::clock::LedgerClock;
 use crate::config::QueueConfig;
+use crate::kill_point::reached;
 use crate::ledger::{
     self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, NewDelivery, Operator, Pausable,
     Receipt, Replay,
@@ -254,7 +255,9 @@ fn intake_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, bellman: &Bellma
     Batcher::start(move |deliveries: Arc<Vec<NewDelivery>>| {
         let (ledger, clock, bellman) = (Arc::clone(&ledger), clock.clone(), bellman.clone());
         async move {
+            reached("accepting");
             let (receipts, bells) = ledger.accept(&deliveries, clock.now()).await?;
+            reached("accepted");
             bellman.ring(bells);
             Ok(receipts)
         }
@@ -278,7 +281,9 @@ fn end_writer(ledger: &Arc<dyn Ledger>, clock: &LedgerClock, bellman: &Bellman) 
     Batcher::start(move |ends: Arc<Vec<Ended>>| {
         let (ledger, clock, bellman) = (Arc::clone(&ledger), clock.clone(), bellman.clone());
         async move {
+            reached("finishing");
             let Finished { recorded, bells } = ledger.finish(&ends, clock.now()).await?;
+            reached("finished");
             bellman.ring(bells);
             Ok(recorded)
         }

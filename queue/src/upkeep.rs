@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Queue;
+use crate::kill_point::reached;
 use crate::ledger::LedgerError;
 
 /// A look at least so often: other processes put jobs off as well.
@@ -91,6 +92,9 @@ async fn promote(queue: &Queue) -> Result<Duration, LedgerError> {
         let now = queue.clock().now();
         let promoted = queue.ledger().promote(ROWS, now).await?;
         let done = promoted.bells.iter().map(|bell| bell.count).sum::<u32>();
+        if done > 0 {
+            reached("promoted");
+        }
         queue.ring(promoted.bells);
         if done < ROWS {
             let next = promoted.next.and_then(|next| (next - now).to_std().ok());
@@ -103,6 +107,9 @@ async fn promote(queue: &Queue) -> Result<Duration, LedgerError> {
 pub(crate) async fn rescue(queue: &Queue, before: Timestamp) -> Result<(), LedgerError> {
     loop {
         let rescued = queue.ledger().rescue(before, ROWS, queue.clock().now()).await?;
+        if !rescued.jobs.is_empty() {
+            reached("rescued");
+        }
         for job in &rescued.jobs {
             info!(job.id = %job.attempt.job, job.kind, job.attempt = job.attempt.number, "lease ran out; now {}", job.state.as_str());
         }

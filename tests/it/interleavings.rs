@@ -226,14 +226,12 @@ impl<'t> Model<'t> {
             hold: Duration::from_hours(10_000),
         });
         let answered = self.t.enqueue(std::slice::from_ref(&job)).await[0];
-        match unique.and_then(|name| self.holders.get(&name)) {
-            Some(holder) => assert_eq!(answered, *holder, "a key has one holder"),
-            None => {
-                assert_eq!(answered, job.id);
-                self.holders.extend(unique.map(|name| (name, job.id)));
-                self.note(&job, unique);
-            }
+        if let Some(holder) = unique.and_then(|name| self.holders.get(&name)) {
+            return assert_eq!(answered, *holder, "a key has one holder");
         }
+        assert_eq!(answered, job.id);
+        self.holders.extend(unique.map(|name| (name, job.id)));
+        self.note(&job, unique);
     }
 
     async fn accept(&mut self, delivery: u8) {

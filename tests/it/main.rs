@@ -4,6 +4,7 @@
 mod engines;
 
 mod admission;
+mod api;
 mod backups;
 mod brokers;
 mod commands;
@@ -13,6 +14,7 @@ mod kills;
 mod ledgers;
 mod migrations;
 mod notifications;
+mod operators;
 mod postgres_ledger;
 mod schedules;
 mod stores;

@@ -159,9 +159,9 @@ async fn connections_that_the_network_swallowed_are_replaced() {
     let stores = async || t.ledger.enqueue(&[t.job()], t.now()).await;
     assert!(all_at_once().await.iter().all(Result::is_ok) && stores().await.is_ok());
     swallow.notify_waiters();
-    let (answers, stored) = tokio::join!(all_at_once(), stores());
+    let (answers, enqueued) = tokio::join!(all_at_once(), stores());
     assert!(answers.iter().any(Result::is_err), "nothing was swallowed");
-    assert!(matches!(stored, Err(LedgerError::Unknown(_))), "{stored:?}");
+    assert!(matches!(enqueued, Err(LedgerError::Unknown(_))), "{enqueued:?}");
     assert!(stores().await.is_ok());
     eventually("the ledger answers again", async || t.ledger.time().await.ok()).await;
 }

@@ -71,6 +71,16 @@ impl House {
         Ended { code, stdout: text_of(out), stderr: text_of(err), command: arguments.join(" ") }
     }
 
+    /// Starts a role that is to end by itself, and waits for that; it never needs to be ready.
+    pub fn start_to_end(&self, role: &str, variables: &[(&str, &str)]) -> Ending {
+        let file = self.path(&format!("{role}.ready.json"));
+        let _gone = std::fs::remove_file(&file);
+        let log = File::create(self.path(&format!("{role}.log"))).expect("a log file");
+        let mut command = self.command(&[role, "--ready-file", &file.display().to_string()]);
+        command.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(log);
+        Ending { child: command.spawn().expect("the binary starts"), file }
+    }
+
     /// Starts a role (`up`, `serve`, `work`) and waits until it listens.
     pub fn start(&self, role: &str) -> Running {
         let file = self.path(&format!("{role}.ready.json"));
@@ -90,7 +100,38 @@ impl House {
     }
 }
 
+/// A process that is to end by itself; killed when it is dropped.
+pub struct Ending {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Ending {
+    /// The base address of the public door, if it has one by now.
+    pub fn server(&self) -> Option<String> {
+        let ready: Value = serde_json::from_str(&std::fs::read_to_string(&self.file).ok()?).ok()?;
+        Some(format!("http://{}", ready["server"].as_str()?))
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it can be waited for")
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
 impl Running {
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The base address of the public door.
     pub fn server(&self) -> String {
         format!("http://{}", self.ready["server"].as_str().expect("it has a public door"))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use queue::Bell;
 use queue::bell::Bells;
 use queue::broker::{Heard, Listener};
+use queue::kill_point::reached;
 use queue::ledger::{Claim, LedgerError};
 use queue::retry::{Pauses, chance};
 use schemas::WorkerId;
@@ -134,6 +135,9 @@ impl Consumer {
         let queue = &self.executor.queue;
         let jobs = queue.ledger().claim(&claim, queue.clock().now()).await?;
         let got = jobs.len();
+        if got > 0 {
+            reached("claimed");
+        }
         for job in jobs {
             let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { break };
             let executor = Arc::clone(&self.executor);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use queue::Queue;
+use queue::kill_point::reached;
 use queue::ledger::LedgerError;
 use schemas::{AttemptId, ClaimedJob, EventId, RunId, StepState, Timestamp};
 use serde::Serialize;
@@ -78,7 +79,9 @@ impl Context {
     /// Comes to a step: a named checkpoint, unique in the job. It is written as started, fenced, before this returns,
     /// so that a stale attempt has no effect.
     pub async fn step<T: DeserializeOwned>(&self, name: &str) -> Result<Step<'_, T>, Failure> {
+        reached("step starting");
         let state = self.queue.ledger().start_step(self.job.attempt, name, self.now()).await;
+        reached("step started");
         let open = OpenStep { cx: self, name: name.to_owned() };
         match state.map_err(|error| not_written(error, name))? {
             StepState::Fresh => Ok(Step::Fresh(open)),
@@ -112,7 +115,9 @@ impl OpenStep<'_> {
     pub async fn finish<T: Serialize + Sync>(self, result: &T) -> Result<(), Failure> {
         let result = to_raw_value(result).or_discard("writing the result of a step")?;
         let ledger = self.cx.queue.ledger();
+        reached("step finishing");
         let finished = ledger.finish_step(self.cx.job.attempt, &self.name, Some(&result), self.cx.now()).await;
+        reached("step finished");
         finished.map_err(|error| not_written(error, &self.name))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use queue::Queue;
 use queue::clock::later;
+use queue::kill_point::reached;
 use queue::ledger::Beat;
 use schemas::AttemptId;
 use tokio::sync::watch;
@@ -74,6 +75,7 @@ impl Heart {
             let beats = self.queue.ledger().heartbeat(&attempts, later(now, self.lease), now);
             match tokio::time::timeout(self.lease / 4, beats).await {
                 Ok(Ok(beats)) => {
+                    reached("beaten");
                     self.heed(&attempts, &beats, sent);
                     continue;
                 }

@@ -172,6 +172,8 @@ pub(crate) struct WorkerSection {
     pub(crate) queues: BTreeMap<String, usize>,
     /// How long running attempts may go on after the process was told to stop.
     pub(crate) grace: Span,
+    /// How long a worker may be silent before others take over its jobs.
+    pub(crate) lease: Span,
     /// Where `work` answers `/healthz` and `/readyz`; nowhere where nothing is said, so that any number of workers run on
     /// one machine.
     pub(crate) listen: Option<SocketAddr>,
@@ -179,7 +181,12 @@ pub(crate) struct WorkerSection {
 
 impl Default for WorkerSection {
     fn default() -> Self {
-        Self { queues: BTreeMap::new(), grace: Span(Duration::from_secs(20)), listen: None }
+        Self {
+            queues: BTreeMap::new(),
+            grace: Span(Duration::from_secs(20)),
+            lease: Span(queue::QueueConfig::LEASE),
+            listen: None,
+        }
     }
 }
 
@@ -287,8 +294,10 @@ mod tests {
             ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
             ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),
             ("[channels.NAME]", keys::<worker::channels::ChannelConfig>()),
+            ("[limits.KEY]", keys::<schemas::LimitConfig>()),
             ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
             ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),
+            ("[runbooks.NAME.jobs.NAME.approval]", keys::<schemas::ApprovalConfig>()),
             ("[[routes]]", keys::<producer::RouteConfig>()),
             ("[routes.run]", keys::<producer::RunConfig>()),
             ("[worker]", keys::<WorkerSection>()),

@@ -51,8 +51,8 @@ impl Floors {
         last: Option<(i16, i64)>,
     ) {
         let settled = micros(now) - span(MARGIN);
-        let mut least = from;
-        for (priority, floor) in Priority::ALL.iter().zip(&mut least) {
+        let mut raised = from;
+        for (priority, floor) in Priority::ALL.iter().zip(&mut raised) {
             match last {
                 Some((last, _)) if priority.code() > last => {}
                 Some((last, run_at)) if priority.code() == last => *floor = run_at.min(settled),
@@ -62,7 +62,7 @@ impl Floors {
         let mut floors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match floors.iter_mut().find(|floor| floor.is_of(claim)) {
             Some(floor) => {
-                floor.least = least;
+                floor.least = raised;
                 if from[0] == i64::MIN {
                     floor.looked = micros(now);
                 }
@@ -70,7 +70,7 @@ impl Floors {
             None => floors.push(Floor {
                 queue: claim.queue.clone(),
                 kinds: claim.kinds.clone(),
-                least,
+                least: raised,
                 looked: micros(now),
             }),
         }

@@ -29,7 +29,8 @@ pub(super) struct Kept {
 pub(super) struct Hot<'a> {
     kept: &'a Kept,
     connection: PgConnection,
-    _place: SemaphorePermit<'a>,
+    #[expect(dead_code, reason = "held for as long as the connection is in use")]
+    place: SemaphorePermit<'a>,
 }
 
 impl Kept {
@@ -44,14 +45,14 @@ impl Kept {
     }
 
     async fn take_or_open(&self) -> Result<Hot<'_>, sqlx::Error> {
-        let _place = self.places.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        let place = self.places.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
         let free = self.lock().pop();
         if let Some((mut connection, used)) = free
             && (used.elapsed() < RESTED || self.still_answers(&mut connection).await)
         {
-            return Ok(Hot { kept: self, connection, _place });
+            return Ok(Hot { kept: self, connection, place });
         }
-        Ok(Hot { kept: self, connection: self.options.connect().await?, _place })
+        Ok(Hot { kept: self, connection: self.options.connect().await?, place })
     }
 
     /// Where one does not answer, those that have rested even longer won't either.
