@@ -2,6 +2,10 @@
 //! the command line's affair.
 
 mod api;
+mod openapi;
+mod operations;
 mod router;
 
+pub use openapi::openapi;
+pub use operations::{Operation, operations};
 pub use router::{Console, Released, router};

@@ -1,5 +1,7 @@
 //! Requests and responses of the HTTP API, and the views that operators read.
 
+mod desk;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
@@ -9,6 +11,11 @@ use serde_json::{Map, Value};
 use crate::{
     AttemptRecord, Event, EventId, JobId, JobState, Priority, Rate, Role, RunId, RunState, Standing, StepRecord,
     Timestamp,
+};
+
+pub use desk::{
+    PauseRequest, PauseWhat, PreviewRequest, ReplayAnswer, ReplayFilter, ReplayJobRequest, ReplayLine, ReplayPreview,
+    ReplayRequest, TokenAnswer, TokenRequest,
 };
 
 /// The answer to a delivery.
@@ -125,6 +132,9 @@ pub struct JobView {
     pub created_at: Timestamp,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// The number of its last attempt; 0 where it had none.
+    #[serde(default)]
+    pub attempt: i32,
     /// How many attempts failed.
     pub failures: i32,
     /// How many processes died under it without progress.
@@ -301,6 +311,9 @@ pub struct QueueView {
     pub jobs: BTreeMap<String, u64>,
     /// When the job was made available that has waited longest.
     pub oldest_available: Option<Timestamp>,
+    /// The pause, where it is paused.
+    #[serde(default)]
+    pub paused: Option<PauseView>,
 }
 
 /// One line of the audit, for people.

@@ -106,6 +106,31 @@ impl Catalog {
 }
 
 impl Catalog {
+    /// Every key that a job of today could name: those of the databases, the channels and the kinds.
+    pub fn keys(&self) -> BTreeSet<String> {
+        let named = |of: &str, names: &BTreeSet<String>| -> Vec<String> {
+            names.iter().map(|name| format!("{of}:{name}")).collect()
+        };
+        let kinds = self.kinds.keys().map(|kind| format!("kind:{kind}"));
+        let databases = named("database", &self.names.databases);
+        databases.into_iter().chain(named("channel", &self.names.channels)).chain(kinds).collect()
+    }
+
+    /// The keys that jobs look at: those that exclude each other as they are, and those that the configuration limits.
+    /// The others cost nothing and hold nothing back.
+    pub fn live_keys(&self) -> BTreeSet<String> {
+        let exclusive = self.keys().into_iter().filter(|key| key.starts_with("database:"));
+        exclusive.chain(self.limits.keys().cloned()).collect()
+    }
+
+    /// What is wrong with the configured limits: keys that no job of today could name.
+    pub fn check_limits(&self) -> Vec<Problem> {
+        let known = self.keys();
+        let unknown = self.limits.keys().filter(|key| !known.contains(*key));
+        let problem = |key: &String| Problem::unknown("limit", key, known.iter().map(String::as_str)).within(key);
+        unknown.map(|key| problem(key).within("limits")).collect()
+    }
+
     /// The kind's own limits as they are configured, and the one that the configuration sets for the whole kind.
     fn limits_of(&self, info: &KindInfo, args: &Value) -> Vec<Limit> {
         let own = (info.limits)(args).into_iter();

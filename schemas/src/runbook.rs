@@ -250,6 +250,11 @@ fn build_job(
         }
         Err(problem) => return Err([problems, vec![problem.within("with")]].concat()),
     };
+    if job.approval.as_ref().is_some_and(|approval| approval.role == Role::Viewer) {
+        let problem = Problem::new("viewers only read: nobody with this role may approve")
+            .help("write `operator` or `admin`");
+        problems.push(problem.within("role").within("approval"));
+    }
     if !problems.is_empty() {
         return Err(problems);
     }

@@ -15,11 +15,12 @@ const COME_BACK: HeaderValue = HeaderValue::from_static("5");
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    #[error(
-        "the token is missing or wrong: send `Authorization: Bearer <token>` with the token of `[operators]` in the \
-         server's configuration"
-    )]
-    Unauthorized,
+    #[error("no token is shown: send `Authorization: Bearer <token>`")]
+    NoToken,
+    #[error("this token is wrong, has expired or was revoked: an admin makes a new one with `nightporter token create`")]
+    WrongToken,
+    #[error("{0}")]
+    Forbidden(String),
     #[error("{0}")]
     BadRequest(String),
     #[error("{0}")]
@@ -58,7 +59,8 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -87,9 +89,8 @@ impl From<&LedgerError> for ApiError {
                 Self::Refused
             }
             LedgerError::NotFound(what) => Self::NotFound(format!("there is no such {what}")),
-            LedgerError::Stale | LedgerError::Conflict(_) | LedgerError::Forbidden(_) => {
-                Self::Conflict(failure.to_string())
-            }
+            LedgerError::Forbidden(why) => Self::Forbidden(why.clone()),
+            LedgerError::Stale | LedgerError::Conflict(_) => Self::Conflict(failure.to_string()),
         }
     }
 }
@@ -105,7 +106,7 @@ impl IntoResponse for ApiError {
         let answer = Json(ErrorAnswer { error: self.to_string() });
         let mut response = (self.status(), answer).into_response();
         match self {
-            Self::Unauthorized => {
+            Self::NoToken | Self::WrongToken => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::Unavailable | Self::Unknown => {

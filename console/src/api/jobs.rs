@@ -2,63 +2,87 @@
 
 use axum::Json;
 use axum::extract::State;
-use queue::ledger::{JobFilter, Operator};
-use schemas::api::{JobView, ReasonRequest};
-use schemas::{JobId, JobState};
+use queue::ledger::JobFilter;
+use schemars::JsonSchema;
+use schemas::api::{JobView, PauseView, ReasonRequest};
+use schemas::{JobId, JobState, Timestamp};
 use serde::Deserialize;
 
-use super::auth::ACTOR;
+use super::auth::Caller;
 use super::error::ApiError;
-use super::extract::{Body, Id, Params, limit};
+use super::extract::{self, Body, Id, limit};
 use crate::Console;
 use crate::router::Answer;
 
-#[derive(Deserialize)]
-pub(crate) struct ListParams {
+/// Which jobs to list.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Params {
+    /// Only in this state.
     state: Option<JobState>,
+    /// Only of this kind.
     kind: Option<String>,
+    /// Only of this queue.
+    queue: Option<String>,
+    /// Only stored at this time or later.
+    since: Option<Timestamp>,
+    /// Only stored before this time.
+    until: Option<Timestamp>,
+    /// Only older than this one: the last of the page before.
+    before: Option<JobId>,
+    /// At most so many: 50 where nothing is said, never more than 500.
     limit: Option<u32>,
 }
 
-pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<JobView>> {
-    let filter =
-        JobFilter { state: params.state, kind: params.kind, limit: limit(params.limit), ..JobFilter::default() };
-    Ok(Json(console.queue.ledger().jobs(&filter).await?))
+pub(crate) async fn list(
+    State(console): State<Console>,
+    extract::Params(params): extract::Params<Params>,
+) -> Answer<Vec<JobView>> {
+    let Params { state, kind, queue, since, until, before, limit: asked } = params;
+    let filter = JobFilter { state, kind, queue, since, until, before, limit: limit(asked) };
+    let mut jobs = console.queue.ledger().jobs(&filter).await?;
+    let pauses = console.queue.ledger().pauses().await?;
+    jobs.iter_mut().for_each(|job| say_pause(job, &pauses));
+    Ok(Json(jobs))
 }
 
 pub(crate) async fn show(State(console): State<Console>, Id(id): Id<JobId>) -> Answer<JobView> {
-    find(&console, id).await
+    let mut job = find(&console, id).await?;
+    say_pause(&mut job, &console.queue.ledger().pauses().await?);
+    Ok(Json(job))
 }
 
 /// Ends a job: at once where it waits; where it runs, at its next heartbeat.
 pub(crate) async fn cancel(
     State(console): State<Console>,
+    caller: Caller,
     Id(id): Id<JobId>,
     Body(request): Body<ReasonRequest>,
 ) -> Answer<JobView> {
-    console.queue.cancel(id, &operator(request)?).await?;
-    find(&console, id).await
+    console.queue.cancel(id, &caller.because(request.reason)?).await?;
+    find(&console, id).await.map(Json)
 }
 
 /// Makes a job that was given up or cancelled available again.
 pub(crate) async fn retry(
     State(console): State<Console>,
+    caller: Caller,
     Id(id): Id<JobId>,
     Body(request): Body<ReasonRequest>,
 ) -> Answer<JobView> {
-    console.queue.retry(id, &operator(request)?).await?;
-    find(&console, id).await
+    console.queue.retry(id, &caller.because(request.reason)?).await?;
+    find(&console, id).await.map(Json)
 }
 
-async fn find(console: &Console, id: JobId) -> Answer<JobView> {
-    let job = console.queue.ledger().job(id).await?;
-    job.map(Json).ok_or_else(|| ApiError::no_such("job", id))
+/// The job, with its attempts and steps.
+pub(crate) async fn find(console: &Console, id: JobId) -> Result<JobView, ApiError> {
+    console.queue.ledger().job(id).await?.ok_or_else(|| ApiError::no_such("job", id))
 }
 
-/// Who does it and why, for the audit.
-pub(crate) fn operator(request: ReasonRequest) -> Result<Operator, ApiError> {
-    if request.reason.trim().is_empty() {
-        return Err(ApiError::wrong("say why in `reason`: it is kept in the audit"));
+/// An available job of a paused queue looks as if it were about to run: says why it is not.
+fn say_pause(job: &mut JobView, pauses: &[PauseView]) {
+    let paused = pauses.iter().any(|pause| pause.what == "queue" && pause.name == job.queue);
+    if paused && job.state == JobState::Available && job.reason.is_none() {
+        job.reason = Some(format!("the queue `{}` is paused", job.queue));
     }
-    Ok(Operator { actor: ACTOR.into(), reason: request.reason })
 }

@@ -10,13 +10,12 @@ use queue::trace;
 use schemas::api::{RunView, StartAnswer, StartRequest};
 use schemas::runbook::Start;
 use schemas::{Key, Problem, RunId, TraceContext};
-use serde::Deserialize;
 use serde_json::Value;
 use tracing::{Instrument, Span, info_span};
 
-use super::auth::ACTOR;
+use super::auth::Caller;
 use super::error::ApiError;
-use super::extract::{Body, Id, Params, limit};
+use super::extract::{Body, Id, ListParams, Params};
 use crate::Console;
 use crate::router::Answer;
 
@@ -28,26 +27,27 @@ const LONGEST_KEY: usize = 200;
 
 type Started = Result<(StatusCode, Json<StartAnswer>), ApiError>;
 
-#[derive(Deserialize)]
-pub(crate) struct ListParams {
-    limit: Option<u32>,
-}
-
 pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<RunView>> {
-    Ok(Json(console.queue.ledger().runs(limit(params.limit)).await?))
+    Ok(Json(console.queue.ledger().runs(params.limit()).await?))
 }
 
 pub(crate) async fn show(State(console): State<Console>, Id(id): Id<RunId>) -> Answer<RunView> {
-    let run = console.queue.ledger().run(id).await?;
-    run.map(Json).ok_or_else(|| ApiError::no_such("run", id))
+    find(&console, id).await.map(Json)
+}
+
+/// The run, with its jobs.
+pub(crate) async fn find(console: &Console, id: RunId) -> Result<RunView, ApiError> {
+    console.queue.ledger().run(id).await?.ok_or_else(|| ApiError::no_such("run", id))
 }
 
 /// Starts a runbook or a single job: 201, or 200 where the key names an earlier start.
 pub(crate) async fn start(
     State(console): State<Console>,
+    caller: Caller,
     headers: HeaderMap,
     Body(request): Body<StartRequest>,
 ) -> Started {
+    let by = caller.because(request.reason.clone())?;
     check(&request)?;
     let span = info_span!("start", run.name = request.run);
     // A caller who has shown the token may be the parent of what is done for it.
@@ -55,9 +55,9 @@ pub(crate) async fn start(
     let key = request.key.clone().map(|key| Key { scope: request.run.clone(), key, hold: KEY_HOLD });
     async {
         if console.runbooks.contains_key(&request.run) {
-            start_run(&console, request, key).await
+            start_run(&console, request, key, by).await
         } else {
-            start_job(&console, request, key).await
+            start_job(&console, request, key, by).await
         }
     }
     .instrument(span)
@@ -65,9 +65,6 @@ pub(crate) async fn start(
 }
 
 fn check(request: &StartRequest) -> Result<(), ApiError> {
-    if request.reason.trim().is_empty() {
-        return Err(ApiError::wrong("say why in `reason`: it is kept with the run"));
-    }
     let length = request.key.as_ref().map(|key| key.chars().count());
     if length.is_some_and(|length| length == 0 || length > LONGEST_KEY) {
         return Err(ApiError::wrong("a `key` has between 1 and 200 characters"));
@@ -75,16 +72,15 @@ fn check(request: &StartRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn start_run(console: &Console, request: StartRequest, key: Option<Key>) -> Started {
+async fn start_run(console: &Console, request: StartRequest, key: Option<Key>, by: Operator) -> Started {
     let runbook = console.runbooks.get(&request.run).ok_or_else(|| ApiError::no_such("runbook", &request.run))?;
     let problems = runbook.check_inputs(&request.with);
     if !problems.is_empty() {
         return Err(ApiError::Wrong(problems));
     }
-    let reason = request.reason;
     let start = Start {
-        actor: Some(ACTOR.into()),
-        reason: Some(reason.clone()),
+        actor: Some(by.actor.clone()),
+        reason: Some(by.reason.clone()),
         event: None,
         key,
         trace: trace::of(&Span::current()),
@@ -92,11 +88,11 @@ async fn start_run(console: &Console, request: StartRequest, key: Option<Key>) -
     let run = runbook
         .plan(&request.with, start, &console.catalog, console.queue.clock().now())
         .map_err(|problem| ApiError::Wrong(vec![problem]))?;
-    let started = console.queue.start_run(&run, &by(reason)).await?;
+    let started = console.queue.start_run(&run, &by).await?;
     Ok(answer(started, |run| StartAnswer { run: Some(run), job: None, existing: false }))
 }
 
-async fn start_job(console: &Console, request: StartRequest, key: Option<Key>) -> Started {
+async fn start_job(console: &Console, request: StartRequest, key: Option<Key>, by: Operator) -> Started {
     let args = Value::Object(request.with);
     let (catalog, now) = (&console.catalog, console.queue.clock().now());
     if catalog.kind(&request.run).is_err() {
@@ -112,12 +108,8 @@ async fn start_job(console: &Console, request: StartRequest, key: Option<Key>) -
     }
     job.key = job.key.or(key);
     job.trace = trace::of(&Span::current());
-    let started = console.queue.start_job(&job, &by(request.reason)).await?;
+    let started = console.queue.start_job(&job, &by).await?;
     Ok(answer(started, |job| StartAnswer { run: None, job: Some(job), existing: false }))
-}
-
-fn by(reason: String) -> Operator {
-    Operator { actor: ACTOR.into(), reason }
 }
 
 fn unknown(console: &Console, name: &str) -> Problem {

@@ -257,6 +257,7 @@ impl JobRow {
             run_at: self.run_at.filter(|_| waits).map(moment),
             created_at: moment(self.created_at),
             finished_at: self.finished_at.map(moment),
+            attempt: self.attempt,
             failures: self.failures,
             crashes: self.crashes,
             reason: self.reason,
