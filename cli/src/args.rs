@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    audit, backups, bench, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve, trigger,
-    up, work,
+    approvals, audit, backups, bench, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve,
+    token, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -79,18 +79,24 @@ pub(crate) enum Command {
     /// Runs: executions of runbooks.
     #[command(subcommand)]
     Runs(runs::Command),
-    /// Queues: how much waits and runs.
+    /// Queues: how much waits and runs; pausing and draining.
     #[command(subcommand)]
     Queues(queues::Command),
     /// Backups: what lies in the stores.
     #[command(subcommand)]
     Backups(backups::Command),
+    /// Approvals: jobs that wait for a person's word.
+    #[command(subcommand)]
+    Approvals(approvals::Command),
     /// The audit: who did what by hand, and why.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Tokens: who may call the API, as what.
+    #[command(subcommand)]
+    Token(token::Command),
     /// Measure how fast the queue is on this machine, with your database and broker.
     Bench(bench::Args),
-    /// Print the published JSON schemas.
+    /// Print the published JSON schemas and the API's OpenAPI document (`openapi`).
     Schemas(schemas::Args),
     /// Print a completion script for a shell.
     Completions(completions::Args),

@@ -81,9 +81,8 @@ fn unreachable(base: &Url, error: &reqwest::Error) -> Failure {
 
 fn refused(status: StatusCode, said: String) -> Failure {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Failure::auth(said).help("give the token with --token-file or NIGHTPORTER_TOKEN")
-        }
+        StatusCode::UNAUTHORIZED => Failure::auth(said).help("give the token with --token-file or NIGHTPORTER_TOKEN"),
+        StatusCode::FORBIDDEN => Failure::auth(said),
         StatusCode::NOT_FOUND => Failure::not_found(said),
         StatusCode::CONFLICT => Failure::conflict(said),
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::PAYLOAD_TOO_LARGE => {

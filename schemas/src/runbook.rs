@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ApprovalConfig, ApprovalPolicy, Catalog, Condition, NewRun, PlannedJob, Problem, RunId, Template, Timestamp,
-    TraceContext,
+    ApprovalConfig, ApprovalPolicy, Catalog, Condition, NewRun, PlannedJob, Problem, Role, RunId, Template,
+    Timestamp, TraceContext,
 };
 
 /// A runbook as the configuration file spells it.

@@ -2,8 +2,9 @@
 
 use clap::Subcommand;
 use schemas::EventId;
-use schemas::api::{EventView, ReasonRequest};
+use schemas::api::{EventView, ReasonRequest, ReplayAnswer};
 
+use super::replay::made;
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -31,6 +32,14 @@ pub(crate) enum Command {
         #[arg(long)]
         reason: String,
     },
+    /// Do what the server's present routes make of an event, although it had its work before.
+    Replay {
+        /// Its id.
+        id: EventId,
+        /// Why; kept in the audit.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure> {
@@ -39,6 +48,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::List { limit } => {
             let events: Vec<EventView> = client.get(&format!("events?limit={limit}")).await?;
             return global.output().print(&events, |events| rows(events));
+        }
+        Command::Replay { id, reason } => {
+            let answer: ReplayAnswer = client.post(&format!("events/{id}/replay"), &ReasonRequest { reason }).await?;
+            return global.output().print(&answer, made);
         }
         Command::Show { id } => client.get(&format!("events/{id}")).await?,
         Command::Release { id, reason } => {

@@ -1,11 +1,12 @@
 //! `jobs`: units of work.
 
 use clap::Subcommand;
-use clap::builder::PossibleValuesParser;
-use schemas::api::{JobView, ReasonRequest};
-use schemas::{JobId, JobState};
+use schemas::JobId;
+use schemas::api::{JobView, LimitView, ReasonRequest};
 use url::form_urlencoded::Serializer;
 
+use super::filter::Filter;
+use super::{approvals, replay};
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -16,12 +17,11 @@ use crate::output::{facts, line, moment, table};
 pub(crate) enum Command {
     /// The newest jobs.
     List {
-        /// Only in this state.
-        #[arg(long, value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::as_str)))]
-        state: Option<String>,
-        /// Only of this kind.
-        #[arg(long)]
-        kind: Option<String>,
+        #[command(flatten)]
+        filter: Filter,
+        /// Only older than this job: the last of the page before.
+        #[arg(long, value_name = "ID")]
+        before: Option<JobId>,
         /// At most so many.
         #[arg(long, default_value_t = 50)]
         limit: u32,
@@ -47,17 +47,18 @@ pub(crate) enum Command {
         #[arg(long)]
         reason: String,
     },
+    /// Do finished jobs again as new ones: one, with other arguments if wanted, or many.
+    Replay(replay::Args),
 }
 
 pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure> {
     let client = Client::open(global).await?;
     let one: JobView = match command {
-        Command::List { state, kind, limit } => {
+        Command::Replay(args) => return replay::run(args, global).await,
+        Command::List { filter, before, limit } => {
             let mut query = Serializer::new(String::new());
             query.append_pair("limit", &limit.to_string());
-            for (name, value) in [("state", state), ("kind", kind)] {
-                query.extend_pairs(value.map(|value| (name, value)));
-            }
+            query.extend_pairs(filter.pairs()).extend_pairs(before.map(|id| ("before", id.to_string())));
             let jobs: Vec<JobView> = client.get(&format!("jobs?{}", query.finish())).await?;
             return global.output().print(&jobs, |jobs| rows(jobs));
         }
@@ -93,6 +94,9 @@ pub(crate) fn details(job: &JobView) -> String {
         ("crashes", (job.crashes > 0).then(|| job.crashes.to_string())),
         ("event", job.event.map(|id| id.to_string())),
         ("run", job.run.map(|id| id.to_string())),
+        ("replay of", job.replay_of.map(|id| id.to_string())),
+        ("limits", (!job.limits.is_empty()).then(|| limits(&job.limits))),
+        ("approval", job.approval.as_ref().map(approvals::details)),
         ("trace", job.trace_id.clone()),
     ]);
     let attempts = job.attempts.iter().map(|attempt| {
@@ -114,4 +118,16 @@ pub(crate) fn details(job: &JobView) -> String {
         parts.push(table(["STEP", "ATTEMPT", "STARTED", "FINISHED", "RESULT"], steps));
     }
     parts.join("\n\n")
+}
+
+/// What the job must find room at, and whether it has.
+fn limits(limits: &[LimitView]) -> String {
+    let say = |limit: &LimitView| {
+        let at_once = limit.at_once.map(|number| format!("{number} at once"));
+        let rate = limit.rate.map(|rate| format!("rate {rate}"));
+        let inside = limit.inside.then(|| "inside".to_owned());
+        let said: Vec<String> = [at_once, rate, inside].into_iter().flatten().collect();
+        if said.is_empty() { limit.key.clone() } else { format!("{} ({})", limit.key, said.join(", ")) }
+    };
+    limits.iter().map(say).collect::<Vec<_>>().join("; ")
 }

@@ -1,5 +1,6 @@
 //! The commands, a file for each.
 
+pub(crate) mod approvals;
 pub(crate) mod audit;
 pub(crate) mod backups;
 pub(crate) mod bench;
@@ -8,12 +9,15 @@ pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod events;
 pub(crate) mod explain;
+pub(crate) mod filter;
 pub(crate) mod jobs;
 pub(crate) mod queues;
+pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod schemas;
 pub(crate) mod serve;
+pub(crate) mod token;
 pub(crate) mod trigger;
 pub(crate) mod up;
 pub(crate) mod with;
@@ -38,8 +42,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Runs(command) => runs::run(command, global).await,
         Command::Queues(command) => queues::run(command, global).await,
         Command::Backups(command) => backups::run(command, global).await,
+        Command::Approvals(command) => approvals::run(command, global).await,
         Command::Audit(command) => audit::run(command, global).await,
         Command::Bench(args) => bench::run(args, global).await,
+        Command::Token(command) => token::run(command, global).await,
         Command::Schemas(args) => schemas::run(&args),
         Command::Completions(args) => completions::run(&args),
     }

@@ -119,7 +119,7 @@ async fn wait_for_job(client: &Client, id: JobId, deadline: Instant, output: Out
 }
 
 /// Asks until it has ended, and says on the way what changed. A server that is away for a while is waited for too.
-async fn wait<T, F, Fut>(deadline: Instant, what: &str, ask: F, said: &mut String) -> Result<T, Failure>
+pub(crate) async fn wait<T, F, Fut>(deadline: Instant, what: &str, ask: F, said: &mut String) -> Result<T, Failure>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<(bool, String, T), Failure>>,

@@ -1,9 +1,10 @@
 //! `runs`: executions of runbooks.
 
 use clap::Subcommand;
-use schemas::api::RunView;
+use schemas::api::{ReasonRequest, ReplayAnswer, RunView};
 use schemas::{JobState, RunId};
 
+use super::replay::made;
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -23,6 +24,14 @@ pub(crate) enum Command {
         /// Its id.
         id: RunId,
     },
+    /// Do a run that has ended again: with the same inputs, planned anew from the server's present runbook.
+    Replay {
+        /// Its id.
+        id: RunId,
+        /// Why; kept in the audit.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure> {
@@ -31,6 +40,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::List { limit } => {
             let runs: Vec<RunView> = client.get(&format!("runs?limit={limit}")).await?;
             global.output().print(&runs, |runs| rows(runs))
+        }
+        Command::Replay { id, reason } => {
+            let answer: ReplayAnswer = client.post(&format!("runs/{id}/replay"), &ReasonRequest { reason }).await?;
+            global.output().print(&answer, made)
         }
         Command::Show { id } => {
             let run: RunView = client.get(&format!("runs/{id}")).await?;
@@ -66,6 +79,7 @@ pub(crate) fn details(run: &RunView) -> String {
         ("created", Some(moment(run.created_at))),
         ("finished", run.finished_at.map(moment)),
         ("event", run.event.map(|id| id.to_string())),
+        ("replay of", run.replay_of.map(|id| id.to_string())),
         ("actor", run.actor.clone()),
         ("reason", run.reason.clone()),
     ]);

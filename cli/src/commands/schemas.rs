@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use queue::Bell;
 use schemas::api::{
-    AuditView, DeliveryAnswer, ErrorAnswer, EventView, JobView, QueueView, ReasonRequest, RunView, StartAnswer,
-    StartRequest,
+    ApprovalView, AuditView, DeliveryAnswer, ErrorAnswer, EventView, JobView, PauseView, QueueView, ReasonRequest,
+    RunView, StartAnswer, StartRequest, TokenView,
 };
 use schemas::{Event, Names};
 use serde_json::Value;
@@ -19,7 +19,7 @@ use crate::output::{json, print};
 pub(crate) struct Args {
     /// Only this one; without it, all, in one object by their names.
     name: Option<String>,
-    /// Write each into a file `<name>.schema.json` in this folder instead.
+    /// Write each into a file `<name>.schema.json` in this folder instead; the API's document into `openapi.json`.
     #[arg(long, value_name = "FOLDER", conflicts_with = "name")]
     write: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn write(folder: &std::path::Path, all: &BTreeMap<String, Value>) -> Result<(), Failure> {
     for (name, schema) in all {
-        let path = folder.join(format!("{name}.schema.json"));
+        let path = folder.join(file_name(name));
         let text = json(schema)? + "\n";
         std::fs::write(&path, text)
             .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
@@ -44,9 +44,10 @@ fn write(folder: &std::path::Path, all: &BTreeMap<String, Value>) -> Result<(), 
     Ok(())
 }
 
-/// All published schemas, by name.
+/// All published schemas, and the document that describes the API, by name.
 fn published() -> BTreeMap<String, Value> {
     let mut all: BTreeMap<String, Value> = [
+        ("approval-view", schemars::schema_for!(ApprovalView)),
         ("audit-line", schemars::schema_for!(AuditView)),
         ("bell", schemars::schema_for!(Bell)),
         ("delivery-answer", schemars::schema_for!(DeliveryAnswer)),
@@ -54,17 +55,28 @@ fn published() -> BTreeMap<String, Value> {
         ("event", schemars::schema_for!(Event)),
         ("event-view", schemars::schema_for!(EventView)),
         ("job-view", schemars::schema_for!(JobView)),
+        ("pause-view", schemars::schema_for!(PauseView)),
         ("queue-view", schemars::schema_for!(QueueView)),
         ("reason-request", schemars::schema_for!(ReasonRequest)),
         ("run-view", schemars::schema_for!(RunView)),
         ("start-answer", schemars::schema_for!(StartAnswer)),
         ("start-request", schemars::schema_for!(StartRequest)),
+        ("token-view", schemars::schema_for!(TokenView)),
     ]
     .map(|(name, schema)| (name.to_owned(), schema.to_value()))
     .into();
     let catalog = worker::jobs::registry().catalog(Names::default());
     all.extend(catalog.kinds().map(|info| (format!("job-{}", info.kind), (info.schema)())));
+    all.insert(OPENAPI.to_owned(), console::openapi());
     all
+}
+
+/// The name of the document that describes the API: it holds schemas, and is none.
+const OPENAPI: &str = "openapi";
+
+/// The file that a schema is kept in.
+fn file_name(name: &str) -> String {
+    if name == OPENAPI { format!("{name}.json") } else { format!("{name}.schema.json") }
 }
 
 #[cfg(test)]
@@ -76,7 +88,7 @@ mod tests {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../schemas/json");
         let all = published();
         for (name, schema) in &all {
-            let path = folder.join(format!("{name}.schema.json"));
+            let path = folder.join(file_name(name));
             let kept = std::fs::read_to_string(&path).unwrap_or_default();
             let kept: Value = serde_json::from_str(&kept).unwrap_or_default();
             assert!(kept == *schema, "{name} is not current: run `cargo run -- schemas --write schemas/json`");

@@ -18,7 +18,7 @@ use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 15] = [
     "server",
     "operators",
     "queue",
@@ -29,6 +29,7 @@ const TABLES: [&str; 14] = [
     "databases",
     "stores",
     "channels",
+    "limits",
     "runbooks",
     "routes",
     "worker",
@@ -79,7 +80,8 @@ impl Reader<'_> {
             connections: Connections { github: self.github() },
         };
         let registry = worker::jobs::registry();
-        let catalog = Arc::new(registry.catalog(self.names()));
+        let catalog = Arc::new(registry.catalog(self.names()).with_limits(self.named("limits")));
+        catalog.check_limits().into_iter().for_each(|problem| self.problem(problem));
         let runbooks = self.runbooks(&catalog);
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
         let sources = self.sources();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{Names, Problem, Timestamp};
+use schemas::{Limit, Names, Problem, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -60,6 +60,11 @@ impl Handler for Backup {
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         check_names(&self.database, &self.store, names)
+    }
+
+    /// Not while the same database is migrated, restored from or backed up.
+    fn limits(&self) -> Vec<Limit> {
+        vec![alone_at(&self.database)]
     }
 
     fn output() -> Value {
@@ -238,6 +243,11 @@ fn output(backup: &Existing) -> Output {
         "stored_bytes": data.stored.bytes,
         "seconds": (*finished_at - *started_at).num_seconds(),
     })
+}
+
+/// Only one job at a time works on a database.
+pub(super) fn alone_at(database: &str) -> Limit {
+    Limit::one(format!("database:{database}"))
 }
 
 /// What is wrong with the names of a database and a store.

@@ -9,11 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{Key, Names, Problem};
+use schemas::{Key, Limit, Names, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::Instrument;
 
+use super::backup::alone_at;
 use super::plan::check_database;
 use crate::context::{Context, Step};
 use crate::databases::Tool;
@@ -67,6 +68,11 @@ impl Handler for Migrate {
         let commit = self.commit.as_ref()?;
         let hold = Duration::from_hours(24);
         Some(Key { scope: Self::KIND.into(), key: format!("{}@{commit}", self.database), hold })
+    }
+
+    /// Not while the same database is backed up: the dump would hold the locks that a migration waits for.
+    fn limits(&self) -> Vec<Limit> {
+        vec![alone_at(&self.database)]
     }
 
     fn output() -> Value {

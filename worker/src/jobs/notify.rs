@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{JobId, Names, Priority, Problem};
+use schemas::{JobId, Limit, Names, Priority, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -102,6 +102,10 @@ impl Handler for Notify {
         max_age: Duration::from_hours(24),
     };
     const TIME_LIMIT: Duration = Duration::from_mins(1);
+
+    fn limits(&self) -> Vec<Limit> {
+        vec![Limit::none(format!("channel:{}", self.channel))]
+    }
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = Vec::new();

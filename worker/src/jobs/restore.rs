@@ -9,12 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{Names, Problem};
+use schemas::{Limit, Names, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::backup::check_names;
+use super::backup::{alone_at, check_names};
 use crate::backups;
 use crate::context::{Context, Step};
 use crate::handler::{Failure, Handler, Output};
@@ -52,6 +52,10 @@ impl Handler for Restore {
             )));
         }
         problems
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        vec![alone_at(&self.database)]
     }
 
     fn output() -> Value {
