@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ApprovalConfig, ApprovalPolicy, Catalog, Condition, NewRun, PlannedJob, Problem, Role, RunId, Template,
-    Timestamp, TraceContext,
+    ApprovalConfig, ApprovalPolicy, Catalog, Condition, NewRun, PlannedJob, Problem, Role, RunId, Template, Timestamp,
+    TraceContext,
 };
 
 /// A runbook as the configuration file spells it.
@@ -251,8 +251,8 @@ fn build_job(
         Err(problem) => return Err([problems, vec![problem.within("with")]].concat()),
     };
     if job.approval.as_ref().is_some_and(|approval| approval.role == Role::Viewer) {
-        let problem = Problem::new("viewers only read: nobody with this role may approve")
-            .help("write `operator` or `admin`");
+        let problem =
+            Problem::new("viewers only read: nobody with this role may approve").help("write `operator` or `admin`");
         problems.push(problem.within("role").within("approval"));
     }
     if !problems.is_empty() {

@@ -4,6 +4,7 @@
 mod engines;
 
 mod admission;
+mod api;
 mod backups;
 mod brokers;
 mod commands;

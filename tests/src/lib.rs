@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: worlds to act in, receivers of what Nightporter sends, and the addresses of the
 //! servers that `tests/run` starts.
 
+pub mod api_world;
 pub mod backup_world;
 pub mod binary;
 pub mod faulty;

@@ -17,7 +17,9 @@ const COME_BACK: HeaderValue = HeaderValue::from_static("5");
 pub(crate) enum ApiError {
     #[error("no token is shown: send `Authorization: Bearer <token>`")]
     NoToken,
-    #[error("this token is wrong, has expired or was revoked: an admin makes a new one with `nightporter token create`")]
+    #[error(
+        "this token is wrong, has expired or was revoked: an admin makes a new one with `nightporter token create`"
+    )]
     WrongToken,
     #[error("{0}")]
     Forbidden(String),

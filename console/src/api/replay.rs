@@ -165,7 +165,9 @@ async fn candidates(console: &Console, filter: &ReplayFilter) -> Result<Vec<Cand
     let ReplayFilter { state, kind, queue, since, until } = filter.clone();
     let state = state.unwrap_or(JobState::Discarded);
     if !state.is_finished() {
-        return Err(ApiError::wrong("only jobs that have ended can be replayed: completed, skipped, cancelled, discarded"));
+        return Err(ApiError::wrong(
+            "only jobs that have ended can be replayed: completed, skipped, cancelled, discarded",
+        ));
     }
     let filter = JobFilter { state: Some(state), kind, queue, since, until, before: None, limit: MOST + 1 };
     let found = console.queue.ledger().jobs(&filter).await?;
@@ -186,7 +188,8 @@ async fn candidates(console: &Console, filter: &ReplayFilter) -> Result<Vec<Cand
             Err(why) => (None, Some(why.to_string())),
         };
         let JobView { id: job, kind, state, attempt, created_at, reason, .. } = view;
-        candidates.push(Candidate { line: ReplayLine { job, kind, state, attempt, created_at, reason, left_out }, replay });
+        candidates
+            .push(Candidate { line: ReplayLine { job, kind, state, attempt, created_at, reason, left_out }, replay });
     }
     Ok(candidates)
 }
@@ -213,13 +216,7 @@ fn again(console: &Console, view: &JobView, args: &Value) -> Result<NewJob, ApiE
     }
     let made = console.catalog.job(&view.kind, args, console.queue.clock().now());
     let job = made.map_err(|problem| ApiError::Wrong(vec![problem]))?;
-    Ok(NewJob {
-        key: None,
-        replay_of: Some(view.id),
-        event: view.event,
-        trace: trace::of(&Span::current()),
-        ..job
-    })
+    Ok(NewJob { key: None, replay_of: Some(view.id), event: view.event, trace: trace::of(&Span::current()), ..job })
 }
 
 fn replay_of(view: &JobView, job: NewJob) -> Replay {
@@ -229,7 +226,9 @@ fn replay_of(view: &JobView, job: NewJob) -> Replay {
 fn may_repeat(console: &Console, kind: &str) -> Result<(), ApiError> {
     let info = console.catalog.kind(kind).map_err(|problem| ApiError::Wrong(vec![problem]))?;
     if info.once {
-        return Err(LedgerError::Conflict(format!("a `{kind}` must not be done twice: retry it, or start a new one")).into());
+        return Err(
+            LedgerError::Conflict(format!("a `{kind}` must not be done twice: retry it, or start a new one")).into()
+        );
     }
     Ok(())
 }

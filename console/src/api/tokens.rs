@@ -33,11 +33,7 @@ pub(crate) async fn list(State(console): State<Console>) -> Answer<Vec<TokenView
 }
 
 /// Makes a token. Its answer is the only place where it stands.
-pub(crate) async fn create(
-    State(console): State<Console>,
-    caller: Caller,
-    Body(request): Body<TokenRequest>,
-) -> Made {
+pub(crate) async fn create(State(console): State<Console>, caller: Caller, Body(request): Body<TokenRequest>) -> Made {
     let TokenRequest { name, role, days, reason } = request;
     let by = caller.because(reason)?;
     check(&name, days)?;
