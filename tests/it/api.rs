@@ -143,7 +143,8 @@ async fn every_operation_reads_and_answers_what_the_document_says(api: ApiWorld)
             // serde names the fields that it would have read.
             let reads: BTreeSet<&str> = said.split('`').skip(3).step_by(2).collect();
             let schema = resolved(&document, &described["requestBody"]["content"]["application/json"]["schema"]);
-            let said_to: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+            let said_to: BTreeSet<&str> =
+                schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
             assert_eq!(reads, said_to, "{address} reads something else than is documented: {said}");
         }
         let (status, answer) = api.ask(Some(FIRST_TOKEN), &operation.method, &path, body.as_ref()).await;
@@ -205,7 +206,8 @@ async fn a_replay_does_exactly_what_was_previewed_or_nothing(api: ApiWorld) {
     }
     assert_eq!(of, failed.iter().map(ToString::to_string).collect());
     let audit = api.get("/audit").await;
-    let lines = audit.as_array().unwrap().iter().filter(|line| line["verb"] == "replay" && line["reason"] == "all of them");
+    let lines =
+        audit.as_array().unwrap().iter().filter(|line| line["verb"] == "replay" && line["reason"] == "all of them");
     assert_eq!(lines.count(), 3, "{audit}");
 }
 

@@ -503,7 +503,8 @@ fn a_paused_queue_gives_nothing_out_and_a_drained_one_runs_nothing() {
     site.wait(&waiting, "completed");
     let typo = site.ask(&["queues", "pause", "--kind", "nop", "--reason", "x"]).exits(2);
     assert!(typo.stderr.contains("did you mean `noop`?"), "{}", typo.stderr);
-    for arguments in [&["queues", "pause", "--reason", "x"][..], &["queues", "pause", "a", "--kind", "b", "--reason", "x"]]
+    for arguments in
+        [&["queues", "pause", "--reason", "x"][..], &["queues", "pause", "a", "--kind", "b", "--reason", "x"]]
     {
         site.ask(arguments).exits(2);
     }

@@ -17,8 +17,9 @@ pub(crate) async fn queues(State(console): State<Console>) -> Answer<Vec<QueueVi
     let queues = ledger.queues().await?.into_iter().map(|view| (view.queue.clone(), view));
     let mut queues: BTreeMap<String, QueueView> = queues.collect();
     for pause in ledger.pauses().await?.into_iter().filter(|pause| pause.what == "queue") {
-        let empty = || QueueView { queue: pause.name.clone(), ..QueueView::default() };
-        queues.entry(pause.name.clone()).or_insert_with(empty).paused = Some(pause);
+        let queue = queues.entry(pause.name.clone()).or_default();
+        queue.queue.clone_from(&pause.name);
+        queue.paused = Some(pause);
     }
     Ok(Json(queues.into_values().collect()))
 }
