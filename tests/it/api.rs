@@ -10,22 +10,6 @@ use serde_json::{Value, json};
 use tests::api_world::{ApiWorld, FIRST_TOKEN};
 use tests::ledgers::{TestLedger, completed, discarded, new_job};
 
-/// Runs each check on each engine.
-macro_rules! on_every_engine {
-    ($($check:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test] async fn $check() {
-                super::$check(super::ApiWorld::before(super::TestLedger::sqlite().await).await).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test] async fn $check() {
-                super::$check(super::ApiWorld::before(super::TestLedger::postgres().await).await).await;
-            })*
-        }
-    };
-}
-
 on_every_engine![
     every_operation_asks_for_a_token_and_for_its_role,
     every_operation_reads_and_answers_what_the_document_says,
@@ -92,7 +76,8 @@ impl Examples {
     }
 }
 
-async fn every_operation_asks_for_a_token_and_for_its_role(api: ApiWorld) {
+async fn every_operation_asks_for_a_token_and_for_its_role(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let examples = Examples::prepare(&api).await;
     let tokens = [api.token("v", Role::Viewer).await, api.token("o", Role::Operator).await, FIRST_TOKEN.to_owned()];
     let mut changing = 0;
@@ -127,7 +112,8 @@ fn audited(everything: &Value) -> usize {
     everything["/audit?limit=500"].as_array().unwrap().len()
 }
 
-async fn every_operation_reads_and_answers_what_the_document_says(api: ApiWorld) {
+async fn every_operation_reads_and_answers_what_the_document_says(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let document = api.get("/openapi.json").await;
     let examples = Examples::prepare(&api).await;
     for operation in console::operations() {
@@ -178,7 +164,8 @@ fn fits(document: &Value, schema: &Value, answer: &Value, address: &str) {
     }
 }
 
-async fn a_replay_does_exactly_what_was_previewed_or_nothing(api: ApiWorld) {
+async fn a_replay_does_exactly_what_was_previewed_or_nothing(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let failed = [api.discarded().await, api.discarded().await, api.discarded().await];
     let filter = json!({"kind": "noop", "state": "discarded"});
     let preview = || async { api.post("/jobs/replay/preview", &json!({"filter": filter}), 200).await };
@@ -211,7 +198,8 @@ async fn a_replay_does_exactly_what_was_previewed_or_nothing(api: ApiWorld) {
     assert_eq!(lines.count(), 3, "{audit}");
 }
 
-async fn a_replay_is_a_new_job_that_no_held_key_swallows(api: ApiWorld) {
+async fn a_replay_is_a_new_job_that_no_held_key_swallows(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let started = api.post("/runs", &json!({"run": "noop", "reason": "x", "key": "once"}), 201).await;
     let old = started["job"].as_str().unwrap().to_owned();
     let claimed = api.ledger.claim_one().await;
@@ -240,7 +228,8 @@ async fn a_replay_is_a_new_job_that_no_held_key_swallows(api: ApiWorld) {
     assert!(refused["error"].as_str().unwrap().contains("release it"), "{refused}");
 }
 
-async fn what_must_not_be_doubled_is_not_replayed(api: ApiWorld) {
+async fn what_must_not_be_doubled_is_not_replayed(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let rotation = new_job("rotate", "{}", api.ledger.now());
     let rotation = api.ledger.enqueue(&[rotation]).await[0];
     api.post(&format!("/jobs/{rotation}/cancel"), &json!({"reason": "x"}), 200).await;
@@ -261,7 +250,8 @@ async fn what_must_not_be_doubled_is_not_replayed(api: ApiWorld) {
     assert!(running["error"].as_str().unwrap().contains("have ended"), "{running}");
 }
 
-async fn too_many_jobs_are_not_replayed_at_once(api: ApiWorld) {
+async fn too_many_jobs_are_not_replayed_at_once(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let now = api.ledger.now();
     let jobs: Vec<_> = (0..1001).map(|_| new_job("noop", "{}", now)).collect();
     api.ledger.enqueue(&jobs).await;
@@ -284,7 +274,8 @@ async fn too_many_jobs_are_not_replayed_at_once(api: ApiWorld) {
     assert_eq!(ids.collect::<BTreeSet<_>>().len(), 1000);
 }
 
-async fn a_token_is_a_name_a_role_and_an_end(api: ApiWorld) {
+async fn a_token_is_a_name_a_role_and_an_end(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let create = |name: &str, days: Option<u32>| json!({"name": name, "role": "operator", "days": days, "reason": "x"});
     let made = api.post("/tokens", &create("ci", Some(1)), 201).await;
     let token = made["token"].as_str().unwrap().to_owned();
@@ -318,7 +309,8 @@ async fn a_token_is_a_name_a_role_and_an_end(api: ApiWorld) {
     assert!(audit.contains("it leaked") && !audit.contains("np_"), "{audit}");
 }
 
-async fn nobody_approves_their_own_and_a_second_person_does(api: ApiWorld) {
+async fn nobody_approves_their_own_and_a_second_person_does(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let started = api.post("/runs", &json!({"run": "guarded", "with": {"name": "you"}, "reason": "x"}), 201).await;
     let run = started["run"].as_str().unwrap().to_owned();
     let waiting = api.get("/approvals").await;
@@ -340,7 +332,8 @@ async fn nobody_approves_their_own_and_a_second_person_does(api: ApiWorld) {
     assert_eq!(api.get("/approvals").await, json!([]));
 }
 
-async fn a_pause_holds_back_and_a_typing_error_is_none(api: ApiWorld) {
+async fn a_pause_holds_back_and_a_typing_error_is_none(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
     let pause = |what: &str, name: &str| json!({"what": what, "name": name, "reason": "maintenance"});
     for (what, name, hint) in [
         ("queue", "defualt", "did you mean `default`?"),

@@ -14,6 +14,7 @@ mod kills;
 mod ledgers;
 mod migrations;
 mod notifications;
+mod operators;
 mod postgres_ledger;
 mod schedules;
 mod stores;

@@ -79,10 +79,16 @@ pub(crate) async fn find(console: &Console, id: JobId) -> Result<JobView, ApiErr
     console.queue.ledger().job(id).await?.ok_or_else(|| ApiError::no_such("job", id))
 }
 
-/// An available job of a paused queue looks as if it were about to run: says why it is not.
+/// A job that a pause holds back looks as if it were about to run: says why it is not, where the ledger does not. What
+/// waits for its needs waits for them first.
 fn say_pause(job: &mut JobView, pauses: &[PauseView]) {
-    let paused = pauses.iter().any(|pause| pause.what == "queue" && pause.name == job.queue);
-    if paused && job.state == JobState::Available && job.reason.is_none() {
-        job.reason = Some(format!("the queue `{}` is paused", job.queue));
+    let held_by = match job.state {
+        JobState::Available => ("queue", &job.queue),
+        JobState::Pending if job.run.is_none() => ("kind", &job.kind),
+        _ => return,
+    };
+    let paused = pauses.iter().any(|pause| (pause.what.as_str(), &pause.name) == held_by);
+    if paused && job.reason.is_none() {
+        job.reason = Some(format!("the {} `{}` is paused", held_by.0, held_by.1));
     }
 }
