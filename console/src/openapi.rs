@@ -41,8 +41,11 @@ pub fn openapi() -> Value {
 fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     let error = generator.subschema_for::<ErrorAnswer>();
     let answer = (operation.answer)(generator);
-    let mut responses: Map<String, Value> =
-        operation.statuses.iter().map(|status| (status.to_string(), content(meaning(*status), &answer))).collect();
+    let mut responses: Map<String, Value> = operation
+        .statuses
+        .iter()
+        .map(|status| (status.to_string(), content(meaning(operation, *status), &answer)))
+        .collect();
     responses.insert("default".to_owned(), content("It was not done; the answer says why.", &error));
     let mut described = json!({
         "operationId": operation.name,
@@ -62,10 +65,12 @@ fn content(description: &str, schema: &Schema) -> Value {
     json!({"description": description, "content": {"application/json": {"schema": schema}}})
 }
 
-fn meaning(status: u16) -> &'static str {
+fn meaning(operation: &Operation, status: u16) -> &'static str {
     match status {
         201 => "It was made.",
-        _ => "It was done, or was so already.",
+        _ if operation.statuses.contains(&201) => "It was there already; nothing was made.",
+        _ if operation.changes() => "It was done.",
+        _ => "What was asked for.",
     }
 }
 
@@ -121,11 +126,11 @@ mod tests {
     #[test]
     fn every_operation_says_what_it_takes_and_what_it_answers() {
         let document = openapi();
-        let mut names = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for operation in operations() {
             let address = operation.address();
             let described = &document["paths"][operation.path][operation.method.as_str().to_lowercase()];
-            assert!(names.insert(operation.name), "{address}: its name is taken");
+            assert!(seen.insert(operation.name), "{address}: its name is taken");
             assert_eq!(described["operationId"], operation.name);
             let body = &described["requestBody"]["content"]["application/json"]["schema"]["$ref"];
             assert_eq!(body.is_string(), operation.method == axum::http::Method::POST, "{address}: {body}");
@@ -139,7 +144,7 @@ mod tests {
             let filled = described["parameters"].as_array().unwrap().iter().filter(|known| known["in"] == "path");
             assert_eq!(filled.count(), holes, "{address}");
         }
-        assert_eq!(names.len(), operations().len());
+        assert_eq!(seen.len(), operations().len());
     }
 
     #[test]

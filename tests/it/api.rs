@@ -19,6 +19,7 @@ on_every_engine![
     too_many_jobs_are_not_replayed_at_once,
     a_token_is_a_name_a_role_and_an_end,
     nobody_approves_their_own_and_a_second_person_does,
+    nothing_migrates_a_database_that_is_backed_up,
     a_pause_holds_back_and_a_typing_error_is_none,
 ];
 
@@ -98,7 +99,7 @@ async fn every_operation_asks_for_a_token_and_for_its_role(t: TestLedger) {
         }
         assert_eq!(api.everything().await, before, "{address} changed something for somebody who may not do it");
         // The same request, by who may: or the refusals above would prove nothing.
-        let token = &tokens[operation.role.code() as usize];
+        let (_, token) = Role::ALL.into_iter().zip(&tokens).find(|(role, _)| *role == operation.role).unwrap();
         let (status, answer) = ask(Some(token)).await;
         assert!(status == 200 || status == 201, "{address} as {}: {status} {answer}", operation.role);
         let audited = audited(&api.everything().await) - audited(&before);
@@ -212,6 +213,16 @@ async fn a_replay_is_a_new_job_that_no_held_key_swallows(t: TestLedger) {
     assert_eq!((&job["replay_of"], &job["args"], &job["state"]), (&json!(old), &args, &json!("available")));
     let wrong = api.post(&replay, &json!({"reason": "x", "args": {"mesage": "x"}}), 422).await;
     assert!(wrong["error"].as_str().unwrap().contains("mesage"), "{wrong}");
+    // Nor does one that its kind gives it by its arguments.
+    let keyed = api.post("/runs", &json!({"run": "other", "reason": "x"}), 201).await;
+    let keyed = keyed["job"].as_str().unwrap().to_owned();
+    api.ledger.complete_next(None).await; // the replay
+    api.ledger.complete_next(None).await;
+    assert_eq!(api.get(&format!("/jobs/{keyed}")).await["state"], "completed");
+    assert_eq!(api.post("/runs", &json!({"run": "other", "reason": "x"}), 200).await["job"], json!(keyed));
+    let made = api.post(&format!("/jobs/{keyed}/replay"), &json!({"reason": "x"}), 201).await;
+    let view = api.get(&format!("/jobs/{}", made["jobs"][0].as_str().unwrap())).await;
+    assert_eq!((&view["replay_of"], &view["state"]), (&json!(keyed), &json!("available")));
     // The key still holds for starts.
     let again = api.post("/runs", &json!({"run": "noop", "reason": "x", "key": "once"}), 200).await;
     assert_eq!(again["job"], json!(old));
@@ -292,9 +303,9 @@ async fn a_token_is_a_name_a_role_and_an_end(t: TestLedger) {
     api.post("/tokens", &create("two words", None), 422).await;
     let listed = api.get("/tokens").await.to_string();
     assert!(listed.contains("\"ci\"") && !listed.contains(&token), "{listed}");
-    api.ledger.clock.advance(Duration::from_hours(24) - Duration::from_secs(60));
+    api.ledger.clock.advance(Duration::from_hours(24) - Duration::from_mins(1));
     assert_eq!(start(&token).await.0, 201);
-    api.ledger.clock.advance(Duration::from_secs(60));
+    api.ledger.clock.advance(Duration::from_mins(1));
     let (status, answer) = start(&token).await;
     assert_eq!(status, 401);
     assert!(answer["error"].as_str().unwrap().contains("has expired or was revoked"), "{answer}");
@@ -330,6 +341,29 @@ async fn nobody_approves_their_own_and_a_second_person_does(t: TestLedger) {
     assert_eq!((&view["approval"]["consents"][0]["actor"], &view["approval"]["needed"]), (&json!("ann"), &json!(1)));
     assert_eq!(api.ledger.claim_one().await.id.job.to_string(), job);
     assert_eq!(api.get("/approvals").await, json!([]));
+}
+
+async fn nothing_migrates_a_database_that_is_backed_up(t: TestLedger) {
+    let api = ApiWorld::before(t).await;
+    let start = async |kind: &str, with: Value| {
+        let started = api.post("/runs", &json!({"run": kind, "with": with, "reason": "x"}), 201).await;
+        started["job"].as_str().unwrap().to_owned()
+    };
+    let job = async |id: &str| api.get(&format!("/jobs/{id}")).await;
+    let backup = start("backup", json!({"database": "main", "store": "nightly"})).await;
+    let migrate = start("migrate", json!({"database": "main"})).await;
+    let backup_of_other = start("backup", json!({"database": "other", "store": "nightly"})).await;
+    assert_eq!(job(&backup).await["state"], "available");
+    assert_eq!(job(&backup_of_other).await["state"], "available");
+    let waiting = job(&migrate).await;
+    assert_eq!((&waiting["state"], &waiting["limits"][0]["key"]), (&json!("pending"), &json!("database:main")));
+    assert!(waiting["reason"].as_str().unwrap().contains("database:main"), "{waiting}");
+    let restore = json!({"database": "main", "store": "nightly", "backup": "latest", "into": "x"});
+    let restore = start("restore", restore).await;
+    assert_eq!(job(&restore).await["state"], "pending");
+    api.post(&format!("/jobs/{backup}/cancel"), &json!({"reason": "x"}), 200).await;
+    assert_eq!(job(&migrate).await["state"], "available");
+    assert_eq!(job(&restore).await["state"], "pending", "one at a time");
 }
 
 async fn a_pause_holds_back_and_a_typing_error_is_none(t: TestLedger) {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use console::Console;
 use queue::ledger::{NewToken, Operator};
 use queue::{Queue, QueueConfig};
 use reqwest::Method;
 use schemas::runbook::{RunbookConfig, Start};
-use schemas::{Catalog, EventId, JobId, KindInfo, Names, NewRun, Role, RunId, Runbook, TraceContext};
+use schemas::{Catalog, EventId, JobId, Key, KindInfo, Names, NewRun, Role, RunId, Runbook, TraceContext};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
@@ -38,8 +39,8 @@ impl Drop for ApiWorld {
 }
 
 impl ApiWorld {
-    /// Serves the API before a ledger. There are the kinds of the worker, `rotate`, which must not be done twice, and the
-    /// runbooks `greet` and `guarded`, which waits for an approval. Every event makes one `noop`.
+    /// Serves the API before a ledger. There are the kinds of the worker, `rotate`, which must not be done twice, `other`, of which
+    /// there is only one, and the runbooks `greet` and `guarded`, which waits for an approval. Every event makes one `noop`.
     pub async fn before(ledger: TestLedger) -> Self {
         let broker =
             queue::broker::open(&QueueConfig::new("sqlite:none", "in-process").broker).await.expect("a broker");
@@ -68,7 +69,7 @@ impl ApiWorld {
 
     /// Asks, showing this token, if any; the status and the answer.
     pub async fn ask(&self, token: Option<&str>, method: &Method, path: &str, body: Option<&Value>) -> (u16, Value) {
-        self.ledger.clock.advance(std::time::Duration::from_millis(1)); // so that ids rise
+        self.ledger.clock.advance(Duration::from_millis(1)); // so that ids rise
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.address));
         if let Some(token) = token {
             request = request.bearer_auth(token);
@@ -127,7 +128,7 @@ impl ApiWorld {
     }
 
     async fn start(&self, runbook: &str) -> NewRun {
-        self.ledger.clock.advance(std::time::Duration::from_millis(1));
+        self.ledger.clock.advance(Duration::from_millis(1));
         let start = Start { actor: Some("starter".into()), reason: Some("a test".into()), ..Start::default() };
         let now = self.ledger.now();
         let inputs = json!({"name": "you"}).as_object().cloned().unwrap_or_default();
@@ -160,10 +161,17 @@ impl ApiWorld {
 }
 
 fn catalog() -> Catalog {
-    let names = Names { databases: ["main".to_owned()].into(), ..Names::default() };
+    let names = Names {
+        databases: ["main", "other"].map(str::to_owned).into(),
+        stores: ["nightly".to_owned()].into(),
+        ..Names::default()
+    };
     let all = worker::jobs::registry().catalog(names.clone());
     let rotate = KindInfo { kind: "rotate", once: true, ..all.kind("noop").expect("there is one").clone() };
-    Catalog::new(all.kinds().cloned().chain([rotate]), names)
+    let key = |_: &Value| Some(Key { scope: "other".into(), key: "only".into(), hold: Duration::from_hours(24) });
+    let other = KindInfo { kind: "other", key, ..rotate.clone() };
+    let other = KindInfo { once: false, ..other };
+    Catalog::new(all.kinds().cloned().chain([rotate, other]), names)
 }
 
 fn runbooks(catalog: &Catalog) -> BTreeMap<String, Runbook> {

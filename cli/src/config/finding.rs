@@ -146,6 +146,7 @@ fn in_words_of_toml(message: &str) -> String {
         ("expected a sequence", "expected an array"),
         ("invalid type: map", "invalid type: a table"),
         ("invalid type: sequence", "invalid type: an array"),
+        ("expected a nonzero u32", "expected a whole number above 0"),
         ("wanted string or table", "invalid type: expected a string"),
         ("invalid socket address syntax", "this is not an address and port, such as 127.0.0.1:8780"),
     ];

@@ -87,8 +87,8 @@ fn say_pause(job: &mut JobView, pauses: &[PauseView]) {
         JobState::Pending if job.run.is_none() => ("kind", &job.kind),
         _ => return,
     };
-    let paused = pauses.iter().any(|pause| (pause.what.as_str(), &pause.name) == held_by);
-    if paused && job.reason.is_none() {
+    let holds = pauses.iter().any(|pause| (pause.what.as_str(), &pause.name) == held_by);
+    if holds && job.reason.is_none() {
         job.reason = Some(format!("the {} `{}` is paused", held_by.0, held_by.1));
     }
 }
