@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    approvals, audit, backups, bench, check, completions, demo, events, explain, jobs, queues, run, runs, schemas, serve,
-    token, trigger, up, work,
+    approvals, audit, backups, bench, check, completions, demo, events, explain, jobs, queues, run, runs, schemas,
+    serve, token, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
