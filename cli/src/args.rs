@@ -91,11 +91,11 @@ pub(crate) enum Command {
     /// The audit: who did what by hand, and why.
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Measure how fast the queue is on this machine, with your database and broker.
-    Bench(bench::Args),
     /// Tokens: who may call the API, as what.
     #[command(subcommand)]
     Token(token::Command),
+    /// Measure how fast the queue is on this machine, with your database and broker.
+    Bench(bench::Args),
     /// Print the published JSON schemas and the API's OpenAPI document (`openapi`).
     Schemas(schemas::Args),
     /// Print a completion script for a shell.

@@ -116,8 +116,8 @@ impl Catalog {
         databases.into_iter().chain(named("channel", &self.names.channels)).chain(kinds).collect()
     }
 
-    /// The keys that jobs look at: those that exclude each other as they are, and those that the configuration limits.
-    /// The others cost nothing and hold nothing back.
+    /// The keys that jobs look at: those of the databases, at which they exclude each other, and those that the
+    /// configuration limits. The others cost nothing and hold nothing back.
     pub fn live_keys(&self) -> BTreeSet<String> {
         let exclusive = self.keys().into_iter().filter(|key| key.starts_with("database:"));
         exclusive.chain(self.limits.keys().cloned()).collect()

@@ -38,6 +38,8 @@ pub(crate) enum ApiError {
     Wrong(Vec<Problem>),
     #[error("the ledger is unavailable; nothing was done: repeat the request later")]
     Unavailable,
+    #[error("the system gives no random bytes; nothing was done: repeat the request later")]
+    NoRandomBytes,
     #[error("nobody knows whether it was done, the ledger went away meanwhile: repeat the request with the same `key`")]
     Unknown,
     #[error("the ledger refuses it; the server's log says why")]
@@ -69,7 +71,7 @@ impl ApiError {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Wrong(_) | Self::Refused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Unavailable | Self::Unknown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable | Self::Unknown | Self::NoRandomBytes => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

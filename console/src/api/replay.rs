@@ -5,7 +5,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use queue::ledger::{JobFilter, LedgerError, Replay};
+use queue::ledger::{JobFilter, Replay};
 use queue::trace;
 use schemas::api::{
     JobView, PreviewRequest, ReasonRequest, ReplayAnswer, ReplayFilter, ReplayJobRequest, ReplayLine, ReplayPreview,
@@ -226,9 +226,7 @@ fn replay_of(view: &JobView, job: NewJob) -> Replay {
 fn may_repeat(console: &Console, kind: &str) -> Result<(), ApiError> {
     let info = console.catalog.kind(kind).map_err(|problem| ApiError::Wrong(vec![problem]))?;
     if info.once {
-        return Err(
-            LedgerError::Conflict(format!("a `{kind}` must not be done twice: retry it, or start a new one")).into()
-        );
+        return Err(ApiError::Conflict(format!("a `{kind}` must not be done twice: retry it, or start a new one")));
     }
     Ok(())
 }

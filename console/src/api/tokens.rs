@@ -82,7 +82,7 @@ fn new_token() -> Result<String, ApiError> {
     let mut bytes = [0; RANDOM_BYTES];
     OsRng.try_fill_bytes(&mut bytes).map_err(|failure| {
         error!(error = %failure, "the system gives no random bytes");
-        ApiError::Unavailable
+        ApiError::NoRandomBytes
     })?;
     Ok(format!("np_{}", hex::encode(bytes)))
 }
