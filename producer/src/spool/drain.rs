@@ -21,7 +21,7 @@ use crate::door::Door;
 const BOOKED_WITHIN: Duration = Duration::from_secs(30);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What became of a file, or of all.
 #[derive(Debug, PartialEq, Eq)]
