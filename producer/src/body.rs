@@ -4,14 +4,18 @@
 //! for the largest body there is, and waits for it: so however many come at once, and whatever they say about their
 //! length, what they hold together is bounded, and large ones never keep small ones out.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use tracing::{Instrument, Span};
 
 /// The largest body: GitHub's own limit.
 pub(crate) const LARGEST_BODY: usize = 25 * 1024 * 1024;
@@ -61,6 +65,18 @@ pub(crate) struct Room {
 pub(crate) struct Held {
     pub(crate) bytes: Bytes,
     _room: Taken,
+}
+
+/// Whether working on it takes so long that nothing else may wait on the same thread.
+pub(crate) fn is_large(body: &Bytes) -> bool {
+    body.len() > SMALL
+}
+
+/// Runs what works long on a large body on a thread of its own.
+pub(crate) async fn aside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    let (runtime, span) = (Handle::current(), Span::current());
+    // None only where it panicked; the listener's layer would say the same.
+    spawn_blocking(move || runtime.block_on(work.instrument(span))).await.ok()
 }
 
 #[derive(Default)]

@@ -11,7 +11,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
 use crate::accept::Refusal;
-use crate::body::{LARGEST_BODY, NotTaken};
+use crate::body::{self, LARGEST_BODY, NotTaken};
 use crate::door::Door;
 use crate::sources::{Source, media_type};
 
@@ -61,9 +61,19 @@ async fn wrong_method() -> Response {
 async fn take(door: &Door, source: &Source, request: Request) -> Result<Response, NotSigned> {
     check_type(source, request.headers())?;
     let length = check_length(request.headers())?;
-    let (parts, body) = request.into_parts();
-    let body = door.0.room.take(body, length).await.map_err(not_taken)?;
-    match door.accept(source, &parts.headers, body).await {
+    let (parts, sent) = request.into_parts();
+    let held = door.0.room.take(sent, length).await.map_err(not_taken)?;
+    let accepted = if body::is_large(&held.bytes) {
+        let (door, source) = (door.clone(), source.name().to_owned());
+        let accepting = async move {
+            let source = door.0.config.sources.get(&source).ok_or(Refusal::Unavailable)?;
+            door.accept(source, &parts.headers, held).await
+        };
+        body::aside(accepting).await.unwrap_or(Err(Refusal::Unavailable))
+    } else {
+        door.accept(source, &parts.headers, held).await
+    };
+    match accepted {
         Ok(answer) => Ok(signed_for(&answer)),
         Err(refusal) => Err(refuse(&refusal)),
     }

@@ -1,20 +1,22 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
 #[macro_use]
-mod engines;
-
 mod admission;
 mod backups;
+mod broker_faults;
 mod brokers;
 mod commands;
 mod desk;
+mod engines;
 mod interleavings;
 mod kills;
 mod ledgers;
 mod migrations;
 mod notifications;
+mod overload;
 mod postgres_ledger;
 mod schedules;
+mod spooling;
 mod stores;
 mod telemetry;
 mod vault;

@@ -16,6 +16,8 @@ const DEADLINE: Duration = Duration::from_mins(1);
 pub struct House {
     folder: TempDir,
     environment: Vec<(String, String)>,
+    /// So many files may its processes open; as many as we may, where it is not said.
+    open_files: Option<u32>,
 }
 
 /// A running process of ours; killed when it is dropped.
@@ -30,13 +32,20 @@ impl House {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
-        Self { folder, environment: Vec::new() }
+        Self { folder, environment: Vec::new(), open_files: None }
     }
 
     /// Sets variables for all commands that are run in it.
     #[must_use]
     pub fn with_environment(mut self, variables: &[(&str, &str)]) -> Self {
         self.environment.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
+    }
+
+    /// Lets its processes open only so many files.
+    #[must_use]
+    pub fn with_open_files(mut self, most: u32) -> Self {
+        self.open_files = Some(most);
         self
     }
 
@@ -47,7 +56,14 @@ impl House {
 
     /// A command of the binary, with nothing of ours in its environment but what the tests set.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match self.open_files {
+            None => Command::new(binary()),
+            Some(most) => {
+                let mut shell = Command::new("bash");
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]).arg(binary());
+                shell
+            }
+        };
         command.current_dir(self.folder.path()).args(arguments);
         for name in ["NIGHTPORTER_CONFIG", "NIGHTPORTER_SERVER", "NIGHTPORTER_TOKEN", "NIGHTPORTER_LOG"] {
             command.env_remove(name);
@@ -99,6 +115,13 @@ impl Running {
     /// The base address of the operators' house.
     pub fn operators(&self) -> String {
         format!("http://{}", self.ready["operators"].as_str().expect("it has an operators' address"))
+    }
+
+    /// The most memory that it has ever held, in bytes.
+    pub fn most_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// Tells it to stop, and waits for its end.
