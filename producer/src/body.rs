@@ -20,10 +20,10 @@ use tracing::{Instrument, Span};
 /// The largest body: GitHub's own limit.
 pub(crate) const LARGEST_BODY: usize = 25 * 1024 * 1024;
 
-/// A body that is not here within this is not waited for.
-const BODY_WITHIN: Duration = Duration::from_secs(30);
+/// A body that is not here within this is not waited for: GitHub itself hangs up then.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 
-/// There must be room within this: GitHub hangs up after 10 s.
+/// There must be room within this.
 const ROOM_WITHIN: Duration = Duration::from_secs(5);
 
 /// A larger body goes on in a place of its own.

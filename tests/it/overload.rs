@@ -20,6 +20,8 @@ const MOST_MEMORY: u64 = 400 << 20;
 
 struct Crowded {
     up: Running,
+    /// The folder that it lives in.
+    _house: House,
     ledger: String,
     sender: Arc<Sender>,
 }
@@ -28,7 +30,7 @@ impl Crowded {
     async fn start(change: impl FnOnce(House) -> House) -> Self {
         let ledger = tests::postgres::fresh_database().await;
         let house = change(House::new(&configuration(&ledger)));
-        Self { up: house.start("up"), ledger, sender: Arc::default() }
+        Self { up: house.start("up"), _house: house, ledger, sender: Arc::default() }
     }
 
     fn memory(&self) -> String {
@@ -139,7 +141,7 @@ async fn senders_that_drip_are_cut_and_take_the_descriptors_of_nothing_else() {
     let crowded = Crowded::start(|house| house.with_open_files(256)).await;
     let start = Instant::now();
     let mut dripping = JoinSet::new();
-    for (number, stream) in connect(&crowded.up, 200).await.into_iter().enumerate() {
+    for (number, stream) in connect(&crowded.up, 120).await.into_iter().enumerate() {
         dripping.spawn(drip(stream, number % 2 == 0));
     }
     let mut refused = 0;
@@ -166,7 +168,7 @@ async fn senders_that_drip_are_cut_and_take_the_descriptors_of_nothing_else() {
     crowded.settled().await;
     assert_eq!(crowded.sender.acknowledged(), (20, 0), "the ledger has descriptors: nothing was spooled");
     println!(
-        "20 deliveries taken within {served_after:.1?} ({refused} had to come again); {cut} of 200 that drip were cut in {:.1?}; {}",
+        "20 deliveries taken within {served_after:.1?} ({refused} had to come again); {cut} of 120 that drip were cut in {:.1?}; {}",
         start.elapsed(),
         crowded.memory()
     );

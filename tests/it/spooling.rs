@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 /// So many senders, each of which waits a moment between its deliveries.
 const SENDERS: usize = 16;
-const BETWEEN: Duration = Duration::from_millis(100);
+const BETWEEN: Duration = Duration::from_millis(250);
 
 /// How long each outage lasts.
 fn outage() -> Duration {
@@ -29,7 +29,7 @@ async fn what_was_signed_for_while_the_ledger_was_frozen_or_killed_is_in_it_late
     let up = house.start("up");
     let load = Load::start(&up);
 
-    load.wait_for(200).await;
+    load.wait_for(50).await;
     postgres.freeze();
     sleep(outage()).await;
     postgres.thaw();
