@@ -1,13 +1,14 @@
 //! The end-to-end tests, in one binary. Run them by `tests/run`, which starts the servers that they need.
 
 #[macro_use]
+mod engines;
+
 mod admission;
 mod backups;
 mod broker_faults;
 mod brokers;
 mod commands;
 mod desk;
-mod engines;
 mod interleavings;
 mod kills;
 mod ledgers;

@@ -16,8 +16,8 @@ const DEADLINE: Duration = Duration::from_mins(1);
 pub struct House {
     folder: TempDir,
     environment: Vec<(String, String)>,
-    /// So many files may its processes open; as many as we may, where it is not said.
-    open_files: Option<u32>,
+    /// The `ulimit` of its processes, where it is not ours.
+    limit: Option<String>,
 }
 
 /// A running process of ours; killed when it is dropped.
@@ -32,7 +32,7 @@ impl House {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
-        Self { folder, environment: Vec::new(), open_files: None }
+        Self { folder, environment: Vec::new(), limit: None }
     }
 
     /// Sets variables for all commands that are run in it.
@@ -42,10 +42,10 @@ impl House {
         self
     }
 
-    /// Lets its processes open only so many files.
+    /// Runs its processes under these limits, in the words of `ulimit`.
     #[must_use]
-    pub fn with_open_files(mut self, most: u32) -> Self {
-        self.open_files = Some(most);
+    pub fn with_limit(mut self, limit: &str) -> Self {
+        self.limit = Some(limit.to_owned());
         self
     }
 
@@ -56,11 +56,11 @@ impl House {
 
     /// A command of the binary, with nothing of ours in its environment but what the tests set.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match self.open_files {
+        let mut command = match &self.limit {
             None => Command::new(binary()),
-            Some(most) => {
+            Some(limit) => {
                 let mut shell = Command::new("bash");
-                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]).arg(binary());
+                shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]).arg(binary());
                 shell
             }
         };
