@@ -124,6 +124,11 @@ impl Running {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
+    /// How many files, sockets and the like it has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
     /// Tells it to stop, and waits for its end.
     pub fn stop(mut self) -> ExitStatus {
         self.signal("TERM");
