@@ -157,8 +157,8 @@ mod tests {
 
     /// A body whose sender sends chunks when we say so.
     fn body() -> (mpsc::UnboundedSender<usize>, Body) {
-        let (send, mut sent) = mpsc::unbounded_channel();
-        let chunks = stream::poll_fn(move |cx| sent.poll_recv(cx))
+        let (send, mut chunks) = mpsc::unbounded_channel();
+        let chunks = stream::poll_fn(move |cx| chunks.poll_recv(cx))
             .map(|length| Ok::<_, std::io::Error>(Bytes::from(vec![b'.'; length])));
         (send, Body::from_stream(chunks))
     }

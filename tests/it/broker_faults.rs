@@ -60,7 +60,7 @@ async fn queues_that_are_purged_and_deleted_and_lines_that_go_bad_lose_nothing_a
 
     world.enqueue(JOBS).await;
     let deleted = meddler.channel.queue_delete(queue.into(), QueueDeleteOptions::default());
-    let (_, deleted) = tokio::join!(world.enqueue(JOBS), deleted);
+    let ((), deleted) = tokio::join!(world.enqueue(JOBS), deleted);
     deleted.unwrap(); // The broker cancels the consumer with it.
     world.recovered("queue deleted, consumer cancelled by the broker", JOBS).await;
     assert_eq!(meddler.consumers().await, 1);

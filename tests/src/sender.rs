@@ -60,12 +60,9 @@ impl Sender {
         let id = Uuid::new_v4().to_string();
         headers.insert("x-github-delivery", id.parse().expect("a header"));
         let sent = self.http.post(format!("{door}/webhooks/github")).headers(headers).body(body).send().await;
-        let answer = match sent {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.count(0);
-                return None;
-            }
+        let Ok(answer) = sent else {
+            self.count(0);
+            return None;
         };
         let (status, retry_after) = (answer.status(), answer.headers().contains_key("retry-after"));
         self.count(status.as_u16());
