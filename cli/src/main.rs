@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod commands;
 mod config;
+mod descriptors;
 mod exit_code;
 mod failure;
 mod health;

@@ -21,6 +21,7 @@ use url::Url;
 use worker::{Worker, WorkerConfig, World};
 
 use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
+use crate::descriptors::Connections;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::health::Health;
@@ -82,10 +83,11 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
 async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     // Bound first: an address that is taken is said before anything is opened.
-    let front = if roles.serves { Some(Listener::bind(config.server.listen, "server").await?) } else { None };
+    let Connections { senders, operators } = Connections::allowed();
+    let front = if roles.serves { Some(Listener::bind(config.server.listen, "server", senders).await?) } else { None };
     let house = match (roles.serves, config.worker.listen) {
-        (true, _) => Some(Listener::bind(config.operators.listen, "operators").await?),
-        (false, Some(listen)) => Some(Listener::bind(listen, "worker").await?),
+        (true, _) => Some(Listener::bind(config.operators.listen, "operators", operators).await?),
+        (false, Some(listen)) => Some(Listener::bind(listen, "worker", operators).await?),
         (false, None) => None,
     };
     let ready = Ready {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderMap;
 use queue::ledger::{LedgerError, NewDelivery, Receipt, Repeats, StoredBody};
 use schemas::api::DeliveryAnswer;
@@ -17,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout};
 use tracing::{Span, debug, error, warn};
 
+use crate::body::Held;
 use crate::delivery::{Delivery, KeptHeaders};
 use crate::door::Door;
 use crate::readable::{Unreadable, made_plain};
@@ -52,26 +52,39 @@ impl Door {
         &self,
         source: &Source,
         headers: &HeaderMap,
-        body: Bytes,
+        body: Held,
     ) -> Result<DeliveryAnswer, Refusal> {
-        self.verify(source, headers, &body).await?;
+        self.verify(source, headers, &body.bytes).await?;
         let delivery = Delivery {
             source: source.name.clone(),
             headers: KeptHeaders::of(headers),
-            body,
+            body: body.bytes.clone(),
             received_at: self.0.config.queue.clock().now(),
             trace: queue::trace::current(),
         };
-        let unbooked = match timeout(BOOKED_WITHIN, self.book(source, &delivery)).await {
-            Ok(Ok(receipt)) => return Ok(answer(receipt)),
-            Ok(Err(unbooked)) => unbooked.to_string(),
-            Err(_) => "the ledger did not commit in time".to_owned(),
+        let unbooked = match self.book_soon(source, &delivery).await {
+            Ok(receipt) => return Ok(answer(receipt)),
+            Err(unbooked) => unbooked,
         };
         if source.kind.sends_again() {
             error!(reason = unbooked, "the delivery cannot be booked; the sender is asked to send it again");
             return Err(Refusal::Unavailable);
         }
         self.put_in_spool(delivery, &unbooked).await
+    }
+
+    /// Books it within the deadline; not at all, while the ledger is known to be away.
+    async fn book_soon(&self, source: &Source, delivery: &Delivery) -> Result<Receipt, String> {
+        if self.0.absence.is_known() {
+            return Err("the ledger is away".to_owned());
+        }
+        let unbooked = match timeout(BOOKED_WITHIN, self.book(source, delivery)).await {
+            Ok(Ok(receipt)) => return Ok(receipt),
+            Ok(Err(unbooked)) => unbooked.to_string(),
+            Err(_) => "the ledger did not commit in time".to_owned(),
+        };
+        self.look_for_the_ledger();
+        Err(unbooked)
     }
 
     async fn verify(&self, source: &Source, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {

@@ -3,23 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use chrono::Utc;
 use queue::Queue;
 use queue::ledger::StoredBody;
 use schemas::{Event, Timestamp, TraceContext};
 use secrets::Resolver;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use crate::absence::{self, Absence};
+use crate::body::Room;
 use crate::patience::Patience;
 use crate::rejection::Rejection;
 use crate::routes::{Making, Matched, Routes, Startable};
 use crate::sources::Sources;
 use crate::spool::Spool;
-
-/// A ledger that tells the time within this can accept.
-const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a door is made of.
 pub struct DoorConfig {
@@ -45,6 +43,9 @@ pub struct Door(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) config: DoorConfig,
+    /// For bodies that are here and not yet answered for.
+    pub(crate) room: Room,
+    pub(crate) absence: Absence,
     pub(crate) patience: BTreeMap<String, Patience>,
     /// By [`Rejection::ALL`].
     pub(crate) rejections: [AtomicU64; Rejection::ALL.len()],
@@ -61,14 +62,21 @@ impl Door {
     pub(crate) fn with_wall_clock(config: DoorConfig, wall_clock: fn() -> Timestamp) -> Self {
         let now = Instant::now();
         let patience = config.sources.iter().map(|source| (source.name().to_owned(), Patience::new(now))).collect();
-        Self(Arc::new(Inner { config, patience, rejections: Default::default(), wall_clock }))
+        Self(Arc::new(Inner {
+            config,
+            room: Room::new(),
+            absence: Absence::default(),
+            patience,
+            rejections: Default::default(),
+            wall_clock,
+        }))
     }
 
     /// Whether a delivery could be signed for now: while the ledger answers, or the spool has room and some source would
     /// use it.
     pub async fn can_accept(&self) -> bool {
         let config = &self.0.config;
-        if matches!(timeout(READY_WITHIN, config.queue.ledger().time()).await, Ok(Ok(_))) {
+        if absence::is_there(&config.queue).await {
             return true;
         }
         let spools = config.sources.iter().any(|source| !source.kind().sends_again());

@@ -2,7 +2,9 @@
 //!
 //! [`Door`] is the public door: it verifies, normalizes, routes and books each delivery, and only then signs for it.
 
+mod absence;
 mod accept;
+mod body;
 mod delivery;
 mod door;
 mod patience;

@@ -1,29 +1,19 @@
 //! The public door over HTTP: `POST /webhooks/{source}`.
 
-use std::time::Duration;
-
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
-use axum::extract::{DefaultBodyLimit, FromRequest, Path, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use schemas::api::{DeliveryAnswer, ErrorAnswer};
-use tokio::time::timeout;
 use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
 use crate::accept::Refusal;
+use crate::body::{self, LARGEST_BODY, NotTaken};
 use crate::door::Door;
 use crate::sources::{Source, media_type};
-
-/// The largest body: GitHub's own limit.
-const LARGEST_BODY: usize = 25 * 1024 * 1024;
-
-/// A body that is not here within this is not waited for.
-const BODY_WITHIN: Duration = Duration::from_secs(30);
 
 /// When a sender should come back, in seconds.
 const COME_BACK: &str = "30";
@@ -31,10 +21,7 @@ const COME_BACK: &str = "30";
 impl Door {
     /// The routes of the public door.
     pub fn router(&self) -> Router {
-        Router::new()
-            .route("/webhooks/{source}", post(receive).fallback(wrong_method))
-            .layer(DefaultBodyLimit::max(LARGEST_BODY))
-            .with_state(self.clone())
+        Router::new().route("/webhooks/{source}", post(receive).fallback(wrong_method)).with_state(self.clone())
     }
 }
 
@@ -73,10 +60,20 @@ async fn wrong_method() -> Response {
 
 async fn take(door: &Door, source: &Source, request: Request) -> Result<Response, NotSigned> {
     check_type(source, request.headers())?;
-    check_length(request.headers())?;
-    let headers = request.headers().clone();
-    let body = body_of(request).await?;
-    match door.accept(source, &headers, body).await {
+    let length = check_length(request.headers())?;
+    let (parts, sent) = request.into_parts();
+    let held = door.0.room.take(sent, length).await.map_err(not_taken)?;
+    let accepted = if body::is_large(&held.bytes) {
+        let (door, source) = (door.clone(), source.name().to_owned());
+        let accepting = async move {
+            let source = door.0.config.sources.get(&source).ok_or(Refusal::Unavailable)?;
+            door.accept(source, &parts.headers, held).await
+        };
+        body::aside(accepting).await.unwrap_or(Err(Refusal::Unavailable))
+    } else {
+        door.accept(source, &parts.headers, held).await
+    };
+    match accepted {
         Ok(answer) => Ok(signed_for(&answer)),
         Err(refusal) => Err(refuse(&refusal)),
     }
@@ -92,19 +89,20 @@ fn check_type(source: &Source, headers: &HeaderMap) -> Result<(), NotSigned> {
     }
 }
 
-/// Refuses what says that it is too large before a byte of it is read.
-fn check_length(headers: &HeaderMap) -> Result<(), NotSigned> {
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let too_large = length.is_some_and(|length| length > LARGEST_BODY as u64);
-    if too_large { Err(TOO_LARGE) } else { Ok(()) }
+/// The length that the sender says; refused before a byte is read, where it is too large.
+fn check_length(headers: &HeaderMap) -> Result<Option<usize>, NotSigned> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > LARGEST_BODY) { Err(TOO_LARGE) } else { Ok(length) }
 }
 
-async fn body_of(request: Request) -> Result<Bytes, NotSigned> {
-    match timeout(BODY_WITHIN, Bytes::from_request(request, &())).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => Err(TOO_LARGE),
-        Ok(Err(_)) => Err(NotSigned(StatusCode::BAD_REQUEST, "the body broke off")),
-        Err(_) => Err(NotSigned(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+fn not_taken(why: NotTaken) -> NotSigned {
+    match why {
+        NotTaken::TooLarge => TOO_LARGE,
+        NotTaken::BrokeOff => NotSigned(StatusCode::BAD_REQUEST, "the body broke off"),
+        NotTaken::TooSlow => NotSigned(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+        NotTaken::NoRoom => {
+            NotSigned(StatusCode::SERVICE_UNAVAILABLE, "too many deliveries are here; send it again later")
+        }
     }
 }
 

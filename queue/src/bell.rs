@@ -1,6 +1,6 @@
 //! Bells: messages that buy their receiver claims on a queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use schemas::{JobId, NewJob, TraceContext};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use tracing::{Span, info_span, warn};
+use tracing::{Instrument, Span, info_span, warn};
 
 use crate::broker::Broker;
 use crate::kill_point::reached;
@@ -89,68 +89,48 @@ impl Bells {
     pub fn iter(&self) -> impl Iterator<Item = &Bell> {
         self.by_queue.values()
     }
-
-    /// Takes the bells out.
-    pub fn into_vec(self) -> Vec<Bell> {
-        self.by_queue.into_values().collect()
-    }
 }
 
-/// Rings after commits, in a task of its own: nobody who commits waits for the broker. What is to be rung while the
-/// broker confirms coalesces.
+/// Rings after commits, in tasks of its own: nobody who commits waits for the broker. What is to be rung in a queue while
+/// the broker confirms the last bell of that queue coalesces; no queue waits for another.
 #[derive(Clone)]
 pub(crate) struct Ringer(Arc<Rope>);
 
-#[derive(Default)]
 struct Rope {
-    waiting: Mutex<Bells>,
-    pulled: Notify,
+    broker: Arc<dyn Broker>,
+    bells: Mutex<Ringing>,
     /// Told whenever everything has been rung.
     quiet: Notify,
-    ringing: Mutex<bool>,
+}
+
+#[derive(Default)]
+struct Ringing {
+    waiting: Bells,
+    /// The queues that are being rung in.
+    busy: BTreeSet<String>,
 }
 
 impl Ringer {
-    pub(crate) fn start(broker: Arc<dyn Broker>) -> Self {
-        let rope = Arc::new(Rope::default());
-        let ringer = Self(Arc::clone(&rope));
-        tokio::spawn(async move {
-            loop {
-                rope.pulled.notified().await;
-                while let Some(bells) = rope.take() {
-                    // Only said: the jobs are in the ledger, and whoever polls will find them.
-                    let spans: Vec<Span> = bells.iter().map(span_of).collect();
-                    reached("ringing");
-                    let rung = broker.ring(&bells).await;
-                    reached("rung");
-                    if let Err(error) = rung {
-                        warn!(error = &error as &dyn std::error::Error, bells = bells.len(), "bells did not ring");
-                        for span in spans {
-                            span.record("otel.status_code", "ERROR");
-                        }
-                    }
-                }
-                rope.quiet.notify_waiters();
-            }
-        });
-        ringer
+    pub(crate) fn new(broker: Arc<dyn Broker>) -> Self {
+        Self(Arc::new(Rope { broker, bells: Mutex::default(), quiet: Notify::new() }))
     }
 
     /// Has bells rung, soon.
     pub(crate) fn ring(&self, bells: Bells) {
-        if !bells.is_empty() {
-            lock(&self.0.waiting).merge(bells);
-            self.0.pulled.notify_one();
+        let mut ringing = lock(&self.0.bells);
+        let queues: Vec<String> = bells.by_queue.keys().cloned().collect();
+        ringing.waiting.merge(bells);
+        for queue in queues {
+            if ringing.busy.insert(queue.clone()) {
+                tokio::spawn(Arc::clone(&self.0).pull(queue).instrument(Span::none()));
+            }
         }
     }
 
     /// Waits until everything has been rung, for at most `patience`.
     pub(crate) async fn drain(&self, patience: Duration) {
         let quiet = self.0.quiet.notified();
-        let busy = {
-            let waiting = lock(&self.0.waiting);
-            *lock(&self.0.ringing) || !waiting.is_empty()
-        };
+        let busy = !lock(&self.0.bells).busy.is_empty();
         if busy {
             let _given_up = tokio::time::timeout(patience, quiet).await;
         }
@@ -176,11 +156,31 @@ fn span_of(bell: &Bell) -> Span {
 }
 
 impl Rope {
-    fn take(&self) -> Option<Vec<Bell>> {
-        let mut waiting = lock(&self.waiting);
-        let bells = std::mem::take(&mut *waiting);
-        *lock(&self.ringing) = !bells.is_empty();
-        (!bells.is_empty()).then(|| bells.into_vec())
+    /// Rings in one queue until nothing waits for it.
+    async fn pull(self: Arc<Self>, queue: String) {
+        while let Some(bell) = self.next(&queue) {
+            let span = span_of(&bell);
+            // Only said: the jobs are in the ledger, and whoever polls will find them.
+            reached("ringing");
+            let rung = self.broker.ring(std::slice::from_ref(&bell)).await;
+            reached("rung");
+            if let Err(error) = rung {
+                warn!(queue, error = &error as &dyn std::error::Error, "a bell did not ring");
+                span.record("otel.status_code", "ERROR");
+            }
+        }
+    }
+
+    fn next(&self, queue: &str) -> Option<Bell> {
+        let mut ringing = lock(&self.bells);
+        let next = ringing.waiting.by_queue.remove(queue);
+        if next.is_none() {
+            ringing.busy.remove(queue);
+            if ringing.busy.is_empty() {
+                self.quiet.notify_waiters();
+            }
+        }
+        next
     }
 }
 

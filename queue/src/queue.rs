@@ -94,7 +94,7 @@ impl Queue {
 
     /// A queue of given parts, for tests that drive the clock.
     pub fn with_parts(ledger: Arc<dyn Ledger>, broker: Arc<dyn Broker>, clock: LedgerClock) -> Self {
-        let bellman = Bellman { ringer: Ringer::start(Arc::clone(&broker)), put_off: Arc::new(Notify::new()) };
+        let bellman = Bellman { ringer: Ringer::new(Arc::clone(&broker)), put_off: Arc::new(Notify::new()) };
         let deliveries = intake_writer(&ledger, &clock, &bellman);
         let jobs = job_writer(&ledger, &clock, &bellman);
         let ends = end_writer(&ledger, &clock, &bellman);

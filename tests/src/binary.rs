@@ -16,6 +16,8 @@ const DEADLINE: Duration = Duration::from_mins(1);
 pub struct House {
     folder: TempDir,
     environment: Vec<(String, String)>,
+    /// The `ulimit` of its processes, where it is not ours.
+    limit: Option<String>,
 }
 
 /// A running process of ours; killed when it is dropped.
@@ -30,13 +32,20 @@ impl House {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
-        Self { folder, environment: Vec::new() }
+        Self { folder, environment: Vec::new(), limit: None }
     }
 
     /// Sets variables for all commands that are run in it.
     #[must_use]
     pub fn with_environment(mut self, variables: &[(&str, &str)]) -> Self {
         self.environment.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
+    }
+
+    /// Runs its processes under these limits, in the words of `ulimit`.
+    #[must_use]
+    pub fn with_limit(mut self, limit: &str) -> Self {
+        self.limit = Some(limit.to_owned());
         self
     }
 
@@ -47,7 +56,14 @@ impl House {
 
     /// A command of the binary, with nothing of ours in its environment but what the tests set.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match &self.limit {
+            None => Command::new(binary()),
+            Some(limit) => {
+                let mut shell = Command::new("bash");
+                shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]).arg(binary());
+                shell
+            }
+        };
         command.current_dir(self.folder.path()).args(arguments);
         for name in ["NIGHTPORTER_CONFIG", "NIGHTPORTER_SERVER", "NIGHTPORTER_TOKEN", "NIGHTPORTER_LOG"] {
             command.env_remove(name);
@@ -140,6 +156,18 @@ impl Running {
     /// The base address of the operators' house.
     pub fn operators(&self) -> String {
         format!("http://{}", self.ready["operators"].as_str().expect("it has an operators' address"))
+    }
+
+    /// The most memory that it has ever held, in bytes.
+    pub fn most_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// How many files, sockets and the like it has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
     }
 
     /// Tells it to stop, and waits for its end.

@@ -10,10 +10,17 @@ pub mod migration_world;
 pub mod otlp;
 pub mod porter;
 pub mod postgres;
+pub mod proxy;
 pub mod rabbitmq;
 pub mod receiver;
 pub mod s3;
+pub mod sender;
 pub mod transitions;
+
+/// Whether the long forms of tests were asked for; the short ones print how much they did.
+pub fn is_long() -> bool {
+    std::env::var("NIGHTPORTER_TEST_LONG").is_ok_and(|value| value == "1")
+}
 
 /// The address of a server that `tests/run` started.
 ///

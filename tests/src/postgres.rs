@@ -1,7 +1,14 @@
-//! Databases on the PostgreSQL server that `tests/run` started.
+//! Databases on the PostgreSQL server that `tests/run` started, and servers of a test's own.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tempfile::TempDir;
 use uuid::Uuid;
+
+use crate::porter::eventually;
+use crate::rabbitmq::three_free_ports;
 
 /// The variable with the server's address: a superuser's, to the database `postgres`.
 pub const SERVER: &str = "NIGHTPORTER_TEST_POSTGRES";
@@ -15,4 +22,84 @@ pub async fn fresh_database() -> String {
     let mut url = url::Url::parse(&server).expect("an address");
     url.set_path(&name);
     url.into()
+}
+
+/// A server of a test's own, for tests that stop it. Ends with the test, however that ends.
+pub struct PostgresServer {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl PostgresServer {
+    /// Starts an empty server and waits until it answers.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o711); // The server is another user's.
+        std::fs::set_permissions(dir.path(), open).expect("the folder is ours");
+        let mut server = Self { dir, port: three_free_ports(), child: None };
+        server.start_again().await;
+        server
+    }
+
+    /// Its database.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Starts it again, with the data that it had.
+    pub async fn start_again(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join("log.txt")).expect("a log file");
+        let child = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/servers/postgres"))
+            .arg(self.dir.path().join("data"))
+            .arg(self.port.to_string())
+            .stdin(Stdio::piped()) // held open: the server ends with it
+            .stdout(log.try_clone().expect("the log file"))
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("tests/servers/postgres");
+        self.child = Some(child);
+        eventually("PostgreSQL answers", async || PgConnection::connect(&self.url()).await.ok()).await;
+    }
+
+    /// Stops all its processes where they stand.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Kills all its processes, as a crash of the machine would.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        if let Some(mut child) = self.child.take() {
+            let _reaped = child.wait();
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let Some(child) = &self.child else { return };
+        // The server first, so that it starts no more of them; each of its processes is a group of its own.
+        for pids in [vec![child.id()], children_of(child.id())] {
+            let pids = pids.iter().map(ToString::to_string);
+            // One that has ended by itself is no matter.
+            let _sent = Command::new("kill").arg(format!("-{signal}")).args(pids).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let children = std::fs::read_to_string(path).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }

@@ -64,6 +64,28 @@ impl RabbitNode {
         }
     }
 
+    /// Forgets everything that it kept; it is not running.
+    pub fn wipe(&self) {
+        assert!(self.child.is_none(), "it is running");
+        std::fs::remove_dir_all(self.dir.path().join("mnesia")).expect("its data are there");
+    }
+
+    /// Runs `rabbitmqctl` on it; what that prints.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
+        let ran = tokio::process::Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
+            .args(["-q", "-n", &format!("np{}@localhost", self.port)])
+            .args(arguments)
+            .env("HOME", self.dir.path().join("home"))
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", (self.port + 2).to_string())
+            .env("LC_ALL", "C.UTF-8")
+            .output();
+        let ran = timeout(START_WITHIN, ran).await.expect("rabbitmqctl ends").expect("rabbitmqctl starts");
+        let [out, err] = [ran.stdout, ran.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert!(ran.status.success(), "rabbitmqctl {arguments:?}: {out}{err}");
+        out
+    }
+
     /// What it has said since it was started.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log.txt")).unwrap_or_default()
@@ -87,7 +109,7 @@ impl Drop for RabbitNode {
 }
 
 /// The first of three free ports in a row, outside of those that the system and `tests/run` give out.
-fn three_free_ports() -> u16 {
+pub(crate) fn three_free_ports() -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let candidates = std::iter::repeat_with(|| 12_000 + u16::from_be_bytes(random_bytes()) % 2_600 * 3);
     let mut found = candidates.take(1_000).filter(|first| (*first..first + 3).all(free));

@@ -22,9 +22,9 @@ use crate::executor::Executor;
 const LARGEST_CLAIM: usize = 256;
 /// With no permit free for so long, bells are given back to idle neighbours.
 const HOLD_BELLS: Duration = Duration::from_secs(1);
-/// A look without a bell: seldom while the broker is well, often while it is away. Jittered.
+/// A look without a bell: seldom while bells are heard, often while they are not. Jittered.
 const POLL: Duration = Duration::from_secs(15);
-const POLL_WITHOUT_BROKER: Duration = Duration::from_secs(1);
+const POLL_WITHOUT_BELLS: Duration = Duration::from_secs(1);
 
 /// Claims from one queue and hands to the executor.
 pub(crate) struct Consumer {
@@ -84,8 +84,8 @@ impl Consumer {
             listener.pause().await;
             self.a_free_permit().await;
         }
-        let well = self.executor.queue.broker().is_well();
-        let poll = if well { POLL } else { POLL_WITHOUT_BROKER }.mul_f64(0.5 + chance());
+        let hears = self.executor.queue.broker().is_well() && listener.hears();
+        let poll = if hears { POLL } else { POLL_WITHOUT_BELLS }.mul_f64(0.5 + chance());
         // A bell that is there already is heard even then: it is not to be held back from idle neighbours.
         let poll = if more { Duration::ZERO } else { poll };
         tokio::time::timeout(poll, listener.heard()).await.ok()

@@ -14,6 +14,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::{BAD, DELIVERY, Spool, file, has_ending, sync_folder};
+use crate::body;
 use crate::delivery::Delivery;
 use crate::door::Door;
 
@@ -21,7 +22,7 @@ use crate::door::Door;
 const BOOKED_WITHIN: Duration = Duration::from_secs(30);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What became of a file, or of all.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,7 +84,14 @@ impl Door {
             Ok(delivery) => delivery,
             Err(damaged) => return spool.set_aside(path, size, &damaged.to_string()).await,
         };
-        match self.book_spooled(&delivery).await {
+        let booked = if body::is_large(&delivery.body) {
+            let door = self.clone();
+            let panicked = || Err(Unbooked::NotNow("it could not be worked on".to_owned()));
+            body::aside(async move { door.book_spooled(&delivery).await }).await.unwrap_or_else(panicked)
+        } else {
+            self.book_spooled(&delivery).await
+        };
+        match booked {
             Ok(()) => spool.remove(path, size).await,
             Err(Unbooked::Never(reason)) => spool.set_aside(path, size, &reason).await,
             Err(Unbooked::NotNow(reason)) => {

@@ -1,7 +1,7 @@
 //! A ledger whose way in can be taken away.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use queue::bell::Bells;
@@ -41,6 +41,8 @@ impl Fault {
 pub(super) struct Faulty {
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) fault: Fault,
+    /// How many batches of deliveries it was offered.
+    pub(super) offered: Arc<AtomicU32>,
 }
 
 impl Faulty {
@@ -55,6 +57,7 @@ impl Faulty {
 #[async_trait]
 impl Intake for Faulty {
     async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError> {
+        self.offered.fetch_add(1, Ordering::SeqCst);
         self.meet().await?;
         if self.fault.is(Now::Refuses) && deliveries.iter().any(|delivery| delivery.unreadable.is_none()) {
             return Err(LedgerError::Refused(sqlx::Error::WorkerCrashed));

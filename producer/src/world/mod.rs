@@ -5,6 +5,7 @@ mod fault;
 mod spooling;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -35,6 +36,8 @@ struct World {
     queue: Queue,
     clock: LedgerClock,
     fault: Fault,
+    /// How many batches of deliveries the ledger was offered.
+    offered: Arc<AtomicU32>,
     door: Door,
 }
 
@@ -55,10 +58,15 @@ impl World {
         let url = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let opened = Queue::open(&QueueConfig::new(url, "in-process")).await.unwrap();
         let (fault, clock) = (Fault::default(), LedgerClock::by_hand(wall_clock()));
-        let ledger: Arc<dyn Ledger> = Arc::new(Faulty { ledger: Arc::clone(opened.ledger()), fault: fault.clone() });
+        let offered = Arc::new(AtomicU32::new(0));
+        let ledger: Arc<dyn Ledger> = Arc::new(Faulty {
+            ledger: Arc::clone(opened.ledger()),
+            fault: fault.clone(),
+            offered: Arc::clone(&offered),
+        });
         let queue = Queue::with_parts(ledger, Arc::clone(opened.broker()), clock.clone());
         let door = door(&queue, &folder, limits, &routes);
-        Self { folder, queue, clock, fault, door }
+        Self { folder, queue, clock, fault, offered, door }
     }
 
     /// The same house after a restart of its producer.

@@ -1,6 +1,7 @@
 //! The ledger is away: what is signed for lies on disk, and comes into the book later, once.
 
 use std::fs;
+use std::sync::atomic::Ordering;
 
 use http::StatusCode;
 use serde_json::json;
@@ -40,6 +41,40 @@ async fn a_ledger_that_does_not_answer_is_away() {
     assert_eq!((answered.status, answered.body), (StatusCode::ACCEPTED, json!({"spooled": true})));
     let answered = world.deliver("vercel", &sample("vercel", "deployment.error", 1)).await;
     assert_eq!(answered.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_known_to_be_away_is_offered_nothing_until_it_is_back() {
+    let world = World::new().await;
+    world.fault.set(Now::Away);
+    for number in 1..=5 {
+        assert_eq!(world.deliver("github", &sample("github", "push", number)).await.body["spooled"], json!(true));
+        let refused = world.deliver("vercel", &sample("vercel", "deployment.error", number)).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(world.offered.load(Ordering::SeqCst), 1, "the first one found out for all");
+    world.fault.set(Now::Fine);
+    for number in 6.. {
+        assert!(number < 1000, "it is back");
+        if world.deliver("github", &sample("github", "push", number)).await.body["event_id"].is_string() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_large_delivery_is_worked_on_aside_and_booked_or_spooled_like_any_other() {
+    let world = World::new().await;
+    let large = |id: &str| github("push", id, format!(r#"{{"padding":"{}"}}"#, ".".repeat(1 << 20)).as_bytes());
+    let answered = world.deliver("github", &large("1")).await;
+    assert!(answered.body["event_id"].is_string(), "{}", answered.body);
+    world.fault.set(Now::Away);
+    assert_eq!(world.deliver("github", &large("2")).await.body["spooled"], json!(true));
+    world.fault.set(Now::Fine);
+    drain_once(&world).await;
+    assert!(world.spool_files().is_empty());
+    assert_eq!(world.queue.ledger().events(10).await.unwrap().len(), 2);
 }
 
 #[tokio::test]

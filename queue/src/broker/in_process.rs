@@ -77,5 +77,9 @@ impl Listener for Ear {
         }
     }
 
+    fn hears(&self) -> bool {
+        true
+    }
+
     async fn pause(&mut self) {}
 }

@@ -57,6 +57,9 @@ pub trait Listener: Send {
     /// broker is back. Cancel-safe.
     async fn heard(&mut self) -> Heard;
 
+    /// Whether a bell that rings now is heard by [`Listener::heard`]. Who does not hear looks often.
+    fn hears(&self) -> bool;
+
     /// No permit is free: gives back what was heard and not taken, so that idle workers hear it, until
     /// [`Listener::heard`] is called again.
     async fn pause(&mut self);

@@ -18,9 +18,12 @@ use crate::retry::Pauses;
 
 /// A peer that is silent for twice as long is gone. The broker's own default of a minute is too long to notice.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// The pauses between tries to connect: short at first, for a restart takes seconds.
+/// The pauses between tries to connect: short at first, for a restart takes seconds, and never long, for the first one that
+/// comes back sets the others to work.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A well broker opens a channel in milliseconds.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How often a connection is looked at that says nothing.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -69,7 +72,7 @@ impl Link {
 
     /// Whether it is connected, and the broker takes what we send.
     pub(super) fn is_up(&self) -> bool {
-        self.live().is_some_and(|live| !live.connection.status().blocked())
+        self.live().is_some_and(|live| !live.is_blocked())
     }
 
     /// Closes the connection, which gives back what is held, and makes no other.
@@ -90,12 +93,29 @@ impl Live {
         self.broken.cancel();
     }
 
+    /// Whether the broker takes nothing from those who publish: its memory or its disk runs out.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// A call got no answer: gives the connection up, unless it answers another one. Then only what was asked for is away,
+    /// a queue without a leader. One that is blocked answers nothing, and another one would be blocked as well.
+    pub(super) async fn suspect(&self) {
+        if self.is_blocked() {
+            return;
+        }
+        let answered = tokio::time::timeout(ANSWER_WITHIN, self.connection.create_channel()).await;
+        if !matches!(answered, Ok(Ok(_))) && !self.is_blocked() {
+            self.give_up();
+        }
+    }
+
     /// Whether both are the same connection.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.connection, &other.connection)
     }
 
-    fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         !self.broken.is_cancelled() && self.connection.status().connected()
     }
 

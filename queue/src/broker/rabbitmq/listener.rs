@@ -23,7 +23,7 @@ use crate::retry::Pauses;
 const PREFETCH: u16 = 1;
 /// The pauses between tries to listen again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) struct Ear {
     link: Link,
@@ -82,6 +82,10 @@ impl Listener for Ear {
         }
     }
 
+    fn hears(&self) -> bool {
+        matches!(&self.state, State::Listening(subscription) if subscription.live.is_up())
+    }
+
     async fn pause(&mut self) {
         self.state = State::Paused;
     }
@@ -120,7 +124,7 @@ where
                 Ok(false) => debug!("a bell was answered on a channel that is gone; it rings again"),
                 Err(fault) => {
                     debug!(error = fault.text, "a bell could not be answered; it rings again");
-                    live.give_up();
+                    live.suspect().await;
                 }
             }
         });
@@ -138,7 +142,7 @@ async fn subscribe(link: Link, queue: String, pause: Duration) -> Subscription {
             Err(fault) => {
                 warn!(queue, error = fault.text, "cannot listen for bells; trying again");
                 if !fault.channel_only {
-                    live.give_up();
+                    live.suspect().await;
                 }
             }
         }
