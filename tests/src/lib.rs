@@ -4,6 +4,7 @@
 pub mod backup_world;
 pub mod binary;
 pub mod faulty;
+pub mod fuzz;
 pub mod ledgers;
 pub mod migration_world;
 pub mod otlp;
