@@ -44,7 +44,6 @@ pub struct Corpus {
 pub fn run(name: &str, corpus: &Corpus, inputs: u32, target: fn(&[u8])) {
     let fresh = std::env::var("NIGHTPORTER_FUZZ_SEED").ok().and_then(|seed| seed.parse().ok());
     let fresh = fresh.unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0));
-    let long = std::env::var_os("NIGHTPORTER_TEST_LONG").is_some();
     corpus.seeds.iter().for_each(|seed| checked(name, "of the corpus", seed, target));
     let mut count = corpus.seeds.len();
     for seed in [FIXED_SEED, fresh] {
@@ -53,7 +52,7 @@ pub fn run(name: &str, corpus: &Corpus, inputs: u32, target: fn(&[u8])) {
         let did = std::thread::scope(|scope| {
             let go = move || {
                 let (start, mut mutator, mut did) = (Instant::now(), Mutator::new(corpus, seed), 0);
-                while if long { start.elapsed() < LONG } else { did < inputs } {
+                while if crate::is_long() { start.elapsed() < LONG } else { did < inputs } {
                     checked(name, &format!("{did} of seed {seed}"), &mutator.next_input(), target);
                     did += 1;
                 }
@@ -64,6 +63,12 @@ pub fn run(name: &str, corpus: &Corpus, inputs: u32, target: fn(&[u8])) {
         count += did.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) as usize;
     }
     println!("{name}: {count} inputs, seeds {FIXED_SEED} and {fresh}");
+}
+
+/// Some inputs of the fixed seed, for tests that look at what becomes of many.
+pub fn inputs(corpus: &Corpus, count: u32) -> Vec<Vec<u8>> {
+    let mut mutator = Mutator::new(corpus, FIXED_SEED);
+    corpus.seeds.iter().cloned().chain((0..count).map(|_| mutator.next_input())).collect()
 }
 
 fn checked(name: &str, which: &str, input: &[u8], target: fn(&[u8])) {

@@ -26,9 +26,9 @@ pub fn template(data: &[u8]) {
                 assert_eq!(made, serde_json::to_string(&value).expect("JSON"), "text without a template is changed");
             }
         }
-        Err(error) if problems.is_empty() && !reads_raw && !text.contains('[') => {
+        Err(error) if problems.is_empty() && !reads_raw && !text.contains(['[', '|', '%']) => {
             let error = error.to_string();
-            assert!(!error.contains("undefined value"), "it was checked, and yet: {error}");
+            assert!(!error.contains("undefined") && !error.contains("unknown"), "it was checked, and yet: {error}");
         }
         Err(_) => {}
     }
