@@ -16,7 +16,7 @@ async fn whatever_the_normalizers_accept_each_ledger_keeps_as_it_was() {
         for chunk in read.chunks(100) {
             let deliveries: Vec<NewDelivery> =
                 chunk.iter().enumerate().map(|(number, it)| entry(&t, it, kept + number)).collect();
-            let receipts = t.ledger.accept(&deliveries, t.now()).await.expect("they are accepted");
+            let (receipts, _bells) = t.ledger.accept(&deliveries, t.now()).await.expect("they are accepted");
             for (delivery, receipt) in deliveries.iter().zip(receipts) {
                 let view = t.ledger.event(receipt.event).await.expect("it can be read").expect("it is there");
                 assert_eq!(view.event, delivery.event);
