@@ -17,6 +17,7 @@
 //! | larger numbers and fractions as ids | null |
 //! | nesting, however deep, in what we do not read | kept; a route that reads `raw` cannot read it below 128 levels and says so |
 //! | a text of more than 2048 bytes that we read; a type or delivery id of more than 255 | unreadable |
+//! | a moment before the year 0 or after 9999 | null; others are kept in microseconds |
 //! | another type than we expect for a value that we read | null |
 //! | the empty text | null: it says nothing |
 //!
@@ -26,7 +27,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use chrono::DateTime;
+use chrono::{DateTime, Datelike};
 use schemas::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -210,21 +211,28 @@ impl<'de, T: Deserialize<'de>> Lenient<'de> for Part<T> {
     }
 }
 
+/// A moment as the ledgers keep it and `CloudEvents` writes it: in microseconds, in a year of four digits.
+fn kept(moment: Timestamp) -> Option<Timestamp> {
+    let micros = DateTime::from_timestamp_micros(moment.timestamp_micros())?;
+    (0..=9999).contains(&micros.year()).then_some(micros)
+}
+
 /// From here on a number can only be milliseconds: as seconds it would be the year 5138.
 const FIRST_MILLISECONDS: i128 = 100_000_000_000;
 
 impl Lenient<'_> for Moment {
     fn of_text<E: Error>(text: &str) -> Result<Self, E> {
-        Ok(Self(DateTime::parse_from_rfc3339(text).ok().map(|moment| moment.to_utc())))
+        Ok(Self(DateTime::parse_from_rfc3339(text).ok().and_then(|moment| kept(moment.to_utc()))))
     }
 
     fn of_number(number: i128) -> Self {
         let Ok(value) = i64::try_from(number) else { return Self(None) };
-        Self(if number < FIRST_MILLISECONDS {
+        let moment = if number < FIRST_MILLISECONDS {
             DateTime::from_timestamp_secs(value)
         } else {
             DateTime::from_timestamp_millis(value)
-        })
+        };
+        Self(moment.and_then(kept))
     }
 }
 

@@ -1,12 +1,27 @@
 //! Conditions: CEL expressions over events (a route's `when`) and over needs (a job's `if`).
 
 use std::collections::BTreeSet;
+use std::thread;
 
 use cel::common::ast::{EntryExpr, Expr};
 use cel::{Context, IdedExpr, Program, Value as CelValue};
 use serde_json::Value;
 
 use crate::Problem;
+
+/// The longest condition, in bytes.
+const LONGEST: usize = 4096;
+
+/// How deep an expression may be nested, the operands of a sum one in the other. Evaluating costs a stack of its own for
+/// each level.
+const DEEPEST: u32 = 24;
+
+/// How many of `all`, `exists`, `map` and `filter` may be one in another, or one after another: each multiplies what the
+/// whole costs by the size of a list.
+const MOST_LOOPS: u32 = 2;
+
+/// The parser needs up to a hundred kilobytes for each bracket, and reads a hundred of them; in this stack it has room.
+const PARSERS_STACK: usize = 64 * 1024 * 1024;
 
 /// A parsed condition.
 #[derive(Debug)]
@@ -34,8 +49,10 @@ pub struct Needs {
 impl Condition {
     /// Parses CEL text.
     pub fn parse(text: &str) -> Result<Self, Problem> {
-        let program = Program::compile(text)
-            .map_err(|error| Problem::new(format!("`{text}` is not a CEL expression: {error}")))?;
+        if text.len() > LONGEST {
+            return Err(Problem::new(format!("a condition has at most {LONGEST} bytes, this one {}", text.len())));
+        }
+        let program = with_room(|| parse(text))?;
         let mut paths = BTreeSet::new();
         collect_paths(program.expression(), &mut paths);
         Ok(Self { text: text.to_owned(), program, paths })
@@ -84,42 +101,74 @@ impl Condition {
     }
 }
 
+/// Runs a parser on a stack of its own.
+fn with_room<T: Send>(parser: impl FnOnce() -> Result<T, Problem> + Send) -> Result<T, Problem> {
+    thread::scope(|scope| {
+        let room = thread::Builder::new().name("condition".into()).stack_size(PARSERS_STACK);
+        let parsing = room.spawn_scoped(scope, parser);
+        let parsing = parsing.map_err(|error| Problem::new(format!("a condition cannot be parsed now: {error}")))?;
+        parsing.join().unwrap_or_else(|_| Err(Problem::new("the parser of conditions cannot read this")))
+    })
+}
+
+fn parse(text: &str) -> Result<Program, Problem> {
+    let program =
+        Program::compile(text).map_err(|error| Problem::new(format!("`{text}` is not a CEL expression: {error}")))?;
+    let mut waiting = vec![(program.expression(), 1, 0)];
+    while let Some((expression, depth, loops)) = waiting.pop() {
+        let loops = loops + u32::from(matches!(expression.expr, Expr::Comprehension(_)));
+        if depth > DEEPEST {
+            let problem = Problem::new(format!("a condition is nested more than {DEEPEST} levels deep"));
+            return Err(problem.help("write several routes, or compare fewer things"));
+        }
+        if loops > MOST_LOOPS {
+            let problem = Problem::new(format!("a condition has more than {MOST_LOOPS} loops in one another"));
+            return Err(problem.help("loops are `all`, `exists`, `exists_one`, `map` and `filter`"));
+        }
+        waiting.extend(parts(&expression.expr).into_iter().map(|part| (part, depth + 1, loops)));
+    }
+    Ok(program)
+}
+
+/// The expressions right inside of one.
+fn parts(expression: &Expr) -> Vec<&IdedExpr> {
+    match expression {
+        Expr::Call(call) => call.target.iter().map(AsRef::as_ref).chain(&call.args).collect(),
+        Expr::Comprehension(inner) => {
+            vec![&inner.iter_range, &inner.accu_init, &inner.loop_cond, &inner.loop_step, &inner.result]
+        }
+        Expr::List(list) => list.elements.iter().collect(),
+        Expr::Map(map) => map.entries.iter().flat_map(|it| entry_parts(&it.expr)).collect(),
+        Expr::Struct(structure) => structure.entries.iter().flat_map(|it| entry_parts(&it.expr)).collect(),
+        Expr::Select(select) => vec![&select.operand],
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => Vec::new(),
+    }
+}
+
+fn entry_parts(entry: &EntryExpr) -> Vec<&IdedExpr> {
+    match entry {
+        EntryExpr::StructField(field) => vec![&field.value],
+        EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+    }
+}
+
 /// All dotted names in an expression, longest form each: `event.git.sha`, not also `event.git`.
 fn collect_paths(expression: &IdedExpr, paths: &mut BTreeSet<Vec<String>>) {
     if let Some(path) = dotted_name(&expression.expr) {
         paths.insert(path);
         return;
     }
-    match &expression.expr {
-        Expr::Call(call) => {
-            call.target.iter().for_each(|target| collect_paths(target, paths));
-            call.args.iter().for_each(|argument| collect_paths(argument, paths));
+    if let Expr::Comprehension(inner) = &expression.expr {
+        let mut within = BTreeSet::new();
+        for part in [&inner.accu_init, &inner.loop_cond, &inner.loop_step, &inner.result] {
+            collect_paths(part, &mut within);
         }
-        Expr::Comprehension(inner) => {
-            let mut within = BTreeSet::new();
-            for part in [&inner.accu_init, &inner.loop_cond, &inner.loop_step, &inner.result] {
-                collect_paths(part, &mut within);
-            }
-            let own = [Some(&inner.iter_var), inner.iter_var2.as_ref(), Some(&inner.accu_var)];
-            within.retain(|path| !own.contains(&path.first()));
-            paths.append(&mut within);
-            collect_paths(&inner.iter_range, paths);
-        }
-        Expr::List(list) => list.elements.iter().for_each(|element| collect_paths(element, paths)),
-        Expr::Map(map) => map.entries.iter().for_each(|entry| collect_entry(&entry.expr, paths)),
-        Expr::Struct(structure) => structure.entries.iter().for_each(|entry| collect_entry(&entry.expr, paths)),
-        Expr::Select(select) => collect_paths(&select.operand, paths),
-        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
-    }
-}
-
-fn collect_entry(entry: &EntryExpr, paths: &mut BTreeSet<Vec<String>>) {
-    match entry {
-        EntryExpr::StructField(field) => collect_paths(&field.value, paths),
-        EntryExpr::MapEntry(entry) => {
-            collect_paths(&entry.key, paths);
-            collect_paths(&entry.value, paths);
-        }
+        let own = [Some(&inner.iter_var), inner.iter_var2.as_ref(), Some(&inner.accu_var)];
+        within.retain(|path| !own.contains(&path.first()));
+        paths.append(&mut within);
+        collect_paths(&inner.iter_range, paths);
+    } else {
+        parts(&expression.expr).into_iter().for_each(|part| collect_paths(part, paths));
     }
 }
 
@@ -226,6 +275,20 @@ mod tests {
         let reads = |text: &str| Condition::parse(text).unwrap().reads(&["event", "raw"]);
         assert!(reads("event.raw.n > 2") && reads("event['raw'].n > 2") && reads("size(event) > 2"));
         assert!(!reads("event.target == 'raw' && event.git.sha != null"));
+    }
+
+    #[test]
+    fn what_is_too_long_too_deep_or_loops_too_often_is_a_problem() {
+        let sum = |terms: usize| format!("{} > 1", vec!["1"; terms].join(" + "));
+        assert!(Condition::parse(&sum(23)).is_ok());
+        let problem = |text: &str| Condition::parse(text).unwrap_err().to_string();
+        assert!(problem(&sum(24)).contains("nested more than 24 levels"));
+        assert!(problem(&format!("{}true{}", "(".repeat(90), ")".repeat(90))).contains("levels deep"));
+        assert!(problem(&format!("'{}' == ''", "x".repeat(4096))).contains("at most 4096 bytes"));
+        assert!(Condition::parse("[1].all(x, [1].all(y, x == y))").is_ok());
+        assert!(problem("[1].map(x, x).map(x, x).map(x, x) == [1]").contains("more than 2 loops"));
+        let many = vec!["event.target == 'x'"; 150].join(" || ");
+        assert!(Condition::parse(&many).is_ok(), "alternatives are balanced");
     }
 
     #[test]

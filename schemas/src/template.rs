@@ -13,6 +13,21 @@ use serde_json::Value;
 use crate::Problem;
 use crate::condition::unknown_field;
 
+/// The longest text with a template in it, in bytes: the parser needs a stack for what is nested.
+const LONGEST: usize = 2000;
+
+/// So many instructions and no more: a loop over what an event brings ends.
+const FUEL: u64 = 50_000;
+
+/// The longest text that a template makes, in bytes.
+const LONGEST_OUTPUT: usize = 256 * 1024;
+
+/// The statements that there are. `set` is none of them: a text that is added to itself a few times fills any memory.
+const STATEMENTS: [&str; 6] = ["if", "elif", "else", "endif", "for", "endfor"];
+
+/// Filters that make much out of little.
+const MULTIPLIERS: [&str; 6] = ["batch", "format", "indent", "join", "replace", "slice"];
+
 /// A JSON value with templates in its texts, all of them parsed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Template(Value);
@@ -30,6 +45,10 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
 fn environment<'source>() -> Environment<'source> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_fuel(Some(FUEL));
+    MULTIPLIERS.iter().for_each(|name| environment.remove_filter(name));
+    environment.add_filter("join", join);
+    environment.add_filter("replace", replace);
     environment.set_formatter(|out, state, value| match value.kind() {
         ValueKind::None | ValueKind::Undefined => {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, "a value that it needs is null"))
@@ -37,6 +56,28 @@ fn environment<'source>() -> Environment<'source> {
         _ => minijinja::escape_formatter(out, state, value),
     });
     environment
+}
+
+/// `list|join(', ')`.
+fn join(list: Vec<String>, between: Option<&str>) -> Result<String, minijinja::Error> {
+    bounded(list.join(between.unwrap_or_default()))
+}
+
+/// `text|replace('from', 'to')`.
+fn replace(text: &str, from: &str, to: &str) -> Result<String, minijinja::Error> {
+    let times = text.matches(from).count();
+    if times.saturating_mul(to.len()) > LONGEST_OUTPUT {
+        return Err(too_long());
+    }
+    bounded(text.replace(from, to))
+}
+
+fn bounded(text: String) -> Result<String, minijinja::Error> {
+    if text.len() > LONGEST_OUTPUT { Err(too_long()) } else { Ok(text) }
+}
+
+fn too_long() -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, format!("it makes more than {LONGEST_OUTPUT} bytes"))
 }
 
 impl Template {
@@ -80,10 +121,36 @@ impl Template {
 
 /// Parses a text; the dotted names that it reads.
 fn variables_of(text: &str) -> Result<HashSet<String>, Problem> {
+    if is_plain(text) {
+        return Ok(HashSet::new());
+    }
+    if text.len() > LONGEST {
+        return Err(Problem::new(format!(
+            "a text with a template in it has at most {LONGEST} bytes, this one {}",
+            text.len()
+        )));
+    }
+    if let Some(other) = statements(text).find(|word| !STATEMENTS.contains(word)) {
+        let problem = Problem::new(format!("templates have no statement `{other}`"));
+        return Err(problem.help("there are `if`, `elif`, `else` and `for`"));
+    }
     match environment().template_from_str(text) {
         Ok(template) => Ok(template.undeclared_variables(true)),
         Err(error) => Err(Problem::new(format!("`{text}` is not a template: {}", without_place(&error)))),
     }
+}
+
+/// Whether there is no template in it.
+fn is_plain(text: &str) -> bool {
+    !text.contains("{{") && !text.contains("{%")
+}
+
+/// The words with which statements begin.
+fn statements(text: &str) -> impl Iterator<Item = &str> {
+    text.split("{%").skip(1).map(|rest| {
+        let rest = rest.trim_start_matches(['-', '+']).trim_start();
+        &rest[..rest.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(rest.len())]
+    })
 }
 
 fn each_text(value: &Value, visit: &mut impl FnMut(&str) -> Result<(), Problem>) -> Result<(), Problem> {
@@ -110,18 +177,19 @@ fn render_value(value: &Value, variables: &Value) -> Result<Value, TemplateError
 }
 
 fn render_text(text: &str, variables: &Value) -> Result<Value, minijinja::Error> {
-    if !text.contains("{{") && !text.contains("{%") {
+    if is_plain(text) {
         return Ok(Value::String(text.to_owned()));
     }
     let context = minijinja::Value::from(minijinja::value::Serde(variables));
     let Some(expression) = sole_expression(text) else {
-        return ENVIRONMENT.render_str(text, context).map(Value::String);
+        return bounded(ENVIRONMENT.render_str(text, context)?).map(Value::String);
     };
     let value = ENVIRONMENT.compile_expression_owned(expression.to_owned())?.eval(context)?;
     match value.kind() {
         ValueKind::None | ValueKind::Undefined => {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{expression} is null")))
         }
+        _ if value.as_str().is_some_and(|text| text.len() > LONGEST_OUTPUT) => Err(too_long()),
         _ => serde_json::to_value(&value)
             .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string())),
     }
@@ -188,6 +256,28 @@ mod tests {
         assert!(reads("{{ event.raw.commits[0].id }}") && reads("{{ event['raw'].n }}"));
         assert!(reads("{% for key in event %}{{ key }}{% endfor %}"));
         assert!(!reads("{{ event.git.sha }}") && !reads("event.raw") && !reads("{{ inputs.ref }}"));
+    }
+
+    #[test]
+    fn loops_lengths_and_statements_are_bounded() {
+        let fails = |text: &str| match Template::parse(json!(text)) {
+            Ok(template) => {
+                template.render(&json!({"event": {"ref": "a/b", "list": ["x", "y"]}})).unwrap_err().to_string()
+            }
+            Err(problem) => problem.to_string(),
+        };
+        assert!(
+            fails("{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}").contains("fuel")
+        );
+        assert!(fails("{% set x = 1 %}").contains("no statement `set`"));
+        assert!(fails("{%- block a %}").contains("no statement `block`"));
+        assert!(fails("{{ event.ref|indent(99999999999999999) }}").contains("indent"));
+        assert!(fails("{{ ('a' * 99999)|replace('a', 'aaaa') }}").contains("more than"));
+        assert!(fails("{{ 'a' * 999999 }}").contains("more than"));
+        assert!(fails(&format!("{{{{ event.ref }}}}{}", "x".repeat(2000))).contains("at most 2000 bytes"));
+        let variables = json!({"event": {"ref": "a/b", "list": ["x", "y"]}});
+        let template = json!(["{{ event.ref|replace('/', '-') }}", "{{ event.list|join(', ') }}", "x".repeat(9999)]);
+        assert_eq!(render(template, &variables).unwrap(), json!(["a-b", "x, y", "x".repeat(9999)]));
     }
 
     #[test]

@@ -16,8 +16,8 @@ const DEADLINE: Duration = Duration::from_mins(1);
 pub struct House {
     folder: TempDir,
     environment: Vec<(String, String)>,
-    /// The `ulimit` of its processes, where it is not ours.
-    limit: Option<String>,
+    /// What a shell does before it becomes the binary.
+    prelude: Option<String>,
 }
 
 /// A running process of ours; killed when it is dropped.
@@ -32,7 +32,7 @@ impl House {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
-        Self { folder, environment: Vec::new(), limit: None }
+        Self { folder, environment: Vec::new(), prelude: None }
     }
 
     /// Sets variables for all commands that are run in it.
@@ -44,8 +44,14 @@ impl House {
 
     /// Runs its processes under these limits, in the words of `ulimit`.
     #[must_use]
-    pub fn with_limit(mut self, limit: &str) -> Self {
-        self.limit = Some(limit.to_owned());
+    pub fn with_limit(self, limit: &str) -> Self {
+        self.with_prelude(&format!("ulimit {limit}"))
+    }
+
+    /// Has a shell run this first, in the process that becomes the binary.
+    #[must_use]
+    pub fn with_prelude(mut self, commands: &str) -> Self {
+        self.prelude = Some(commands.to_owned());
         self
     }
 
@@ -56,11 +62,11 @@ impl House {
 
     /// A command of the binary, with nothing of ours in its environment but what the tests set.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.limit {
+        let mut command = match &self.prelude {
             None => Command::new(binary()),
-            Some(limit) => {
+            Some(prelude) => {
                 let mut shell = Command::new("bash");
-                shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]).arg(binary());
+                shell.args(["-c", &format!("{prelude} && exec \"$0\" \"$@\"")]).arg(binary());
                 shell
             }
         };
@@ -158,6 +164,16 @@ impl Running {
         format!("http://{}", self.ready["operators"].as_str().expect("it has an operators' address"))
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it runs still.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// The most memory that it has ever held, in bytes.
     pub fn most_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
@@ -220,6 +236,14 @@ impl Ended {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
+}
+
+/// Lets a running process make no file longer than this (in bytes, or `unlimited`).
+pub fn limit_files(pid: u32, most: &str) {
+    // The soft limit alone, so that it can be lifted.
+    let limit = format!("--fsize={most}:");
+    let set = Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status();
+    assert!(set.expect("prlimit").success(), "its files cannot be limited");
 }
 
 /// Looks again and again until there is something, or the deadline has passed.

@@ -4,10 +4,13 @@
 pub mod api_world;
 pub mod backup_world;
 pub mod binary;
+pub mod cutting;
 pub mod faulty;
+pub mod fuzz;
 pub mod ledgers;
 pub mod migration_world;
 pub mod otlp;
+pub mod pgbouncer;
 pub mod porter;
 pub mod postgres;
 pub mod proxy;

@@ -73,6 +73,21 @@ impl PostgresServer {
         self.signal("CONT");
     }
 
+    /// Lets none of its files grow beyond so many bytes, those of processes that it starts later neither: to it the disk
+    /// is full. None: there is room again.
+    pub fn limit_files(&self, most: Option<u64>) {
+        let Some(child) = &self.child else { return };
+        let most = most.map_or("unlimited".to_owned(), |most| most.to_string());
+        for pid in [vec![child.id()], children_of(child.id())].concat() {
+            // Only processes of the same user may be told so.
+            let mut command = as_server("prlimit");
+            command.args(["--pid", &pid.to_string(), &format!("--fsize={most}:")]).stderr(Stdio::null());
+            let set = command.status().expect("prlimit and setpriv");
+            // Any but the server itself may have ended meanwhile.
+            assert!(set.success() || pid != child.id(), "its files cannot be limited");
+        }
+    }
+
     /// Kills all its processes, as a crash of the machine would.
     pub fn kill(&mut self) {
         self.signal("KILL");
@@ -96,6 +111,17 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A command of the user that servers run as, which is not root.
+pub fn as_server(program: &str) -> Command {
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    if !is_root {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--", program]);
+    command
 }
 
 fn children_of(parent: u32) -> Vec<u32> {

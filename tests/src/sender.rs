@@ -102,7 +102,6 @@ impl Sender {
     ///
     /// Where something is there twice, or has more or fewer jobs.
     pub async fn is_all_booked(&self, ledger: &str) -> bool {
-        assert_eq!(self.without_retry_after.load(Ordering::SeqCst), 0, "refused without saying when to come back");
         let Ok(mut ledger) = PgConnection::connect(ledger).await else { return false };
         let select =
             "select delivery_id, count(distinct event.id), count(job_args.id), min(standing) from nightporter.event
@@ -110,6 +109,16 @@ impl Sender {
         let Ok(booked) = sqlx::query_as::<_, (String, i64, i64, i16)>(select).fetch_all(&mut ledger).await else {
             return false;
         };
+        self.is_all_in(&booked)
+    }
+
+    /// The same, of what a ledger holds: delivery ids, how many events and jobs each has, and the least standing.
+    ///
+    /// # Panics
+    ///
+    /// Where something is there twice, or has more or fewer jobs.
+    pub fn is_all_in(&self, booked: &[(String, i64, i64, i16)]) -> bool {
+        assert_eq!(self.without_retry_after.load(Ordering::SeqCst), 0, "refused without saying when to come back");
         let is_once = |events: i64, jobs: i64, standing: i16| {
             events == 1 && jobs == i64::from(standing == Standing::Accepted.code())
         };

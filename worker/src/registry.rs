@@ -21,6 +21,7 @@ pub(crate) struct Kind {
     pub(crate) retry: RetryPolicy,
     pub(crate) time_limit: Duration,
     pub(crate) run: Run,
+    read: fn(&RawValue) -> Result<Value, Problem>,
 }
 
 /// All job kinds that this binary knows.
@@ -53,6 +54,7 @@ impl Registry {
             retry: H::RETRY,
             time_limit: H::TIME_LIMIT,
             run: |args, context| Box::pin(run::<H>(args, context)),
+            read: read::<H>,
         };
         assert!(self.kinds.insert(H::KIND, kind).is_none(), "the job kind `{}` is registered twice", H::KIND);
         self
@@ -72,6 +74,12 @@ impl Registry {
         queues
     }
 
+    /// Stored arguments as a worker of this binary understands them.
+    pub fn read(&self, kind: &str, args: &RawValue) -> Result<Value, Problem> {
+        let kind = self.kinds.get(kind);
+        kind.map_or_else(|| Err(Problem::new("this job kind is not known")), |kind| (kind.read)(args))
+    }
+
     pub(crate) fn kind(&self, name: &str) -> Option<&Kind> {
         self.kinds.get(name)
     }
@@ -88,8 +96,17 @@ fn check<H: Handler>(args: &Value, names: &Names) -> Vec<Problem> {
     }
 }
 
+fn stored<H: Handler>(args: &RawValue) -> serde_json::Result<H> {
+    serde_json::from_str(args.get())
+}
+
+fn read<H: Handler>(args: &RawValue) -> Result<Value, Problem> {
+    let read = stored::<H>(args).and_then(serde_json::to_value);
+    read.map_err(|error| Problem::new(error.to_string()))
+}
+
 async fn run<H: Handler>(args: Box<RawValue>, context: Arc<Context>) -> Result<Output, Failure> {
-    let handler: H = serde_json::from_str(args.get())
+    let handler: H = stored(&args)
         .map_err(|error| Failure::Discard(anyhow::Error::new(error).context("the job's arguments cannot be read")))?;
     handler.run(&context).await
 }

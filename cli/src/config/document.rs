@@ -33,8 +33,9 @@ impl<'t> Document<'t> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             let found = errors.into_iter().map(|error| {
-                let place = error.span().map(|span| Place::of(text, span.start));
-                Finding::error(format!("this is not TOML: {}", error.message())).at(place)
+                // What the parser gives up on as a whole has no span.
+                let place = Place::of(text, error.span().map_or(0, |span| span.start));
+                Finding::error(format!("this is not TOML: {}", error.message())).at(Some(place))
             });
             return Err(found.collect());
         }

@@ -2,6 +2,8 @@
 
 mod document;
 mod finding;
+#[cfg(test)]
+mod fuzz;
 mod literals;
 mod read;
 mod sections;

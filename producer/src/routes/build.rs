@@ -36,7 +36,7 @@ fn build_route(config: &RouteConfig, startable: &Startable, sources: &Sources) -
     let sample = sender.and_then(|sender| example(sender, &on));
     let when = config.when.as_deref().map(Condition::parse).transpose().map_err(|found| note(found, "when"));
     if let Ok(Some(when)) = &when {
-        for found in when.check(&shape()) {
+        for found in when.check(&names()) {
             note(found, "when");
         }
     }
@@ -134,6 +134,21 @@ fn variables(event: &Event, raw: &Value) -> Value {
     let mut view = event.view();
     view["raw"] = raw.clone();
     json!({"event": view})
+}
+
+/// What every event has, for checks of names alone: nothing stands below a text, and anything may below `raw`.
+fn names() -> Value {
+    fn fill(value: &mut Value) {
+        match value {
+            Value::Null => *value = Value::String(String::new()),
+            Value::Object(fields) => fields.values_mut().for_each(fill),
+            _ => {}
+        }
+    }
+    let mut names = shape();
+    fill(&mut names);
+    names["event"]["raw"] = Value::Null;
+    names
 }
 
 /// What every event has, with nothing in it.

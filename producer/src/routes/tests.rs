@@ -150,6 +150,7 @@ fn everything_that_is_wrong_with_routes_is_said_at_once_with_its_place() {
         {"on": "github.release.published", "run": {"runbook": "deploy", "with": {"ref": "{{ event.git.ref }}", "rf": 1}}},
         {"on": "github.some_new_event", "run": {"runbook": "deploy", "with": {"rev": "{{ event.git.sha }}"}}},
         {"on": "github.push", "when": "event.ref ==", "run": {"job": "plan", "with": {"ref": "{{"}}},
+        {"on": "github.push", "when": "event.git.sha.short == 'x'", "run": {"job": "plan", "with": {"ref": "x"}}},
     ]))
     .unwrap_err();
     let expected = [
@@ -167,6 +168,7 @@ fn everything_that_is_wrong_with_routes_is_said_at_once_with_its_place() {
         ("routes.7.run.with", "input `ref` is missing"),
         ("routes.8.when", "not a CEL expression"),
         ("routes.8.run.with.ref", "not a template"),
+        ("routes.9.when", "`event.git.sha` has no fields"),
     ];
     assert_eq!(problems.len(), expected.len(), "{problems:#?}");
     for (problem, (place, words)) in problems.iter().zip(expected) {

@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions, PgConnection};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
+use super::pooler::make_settings;
 use super::{CONNECT_WITHIN, answers};
 
 /// A connection that was not used for so long may have been forgotten by the network or closed by the server.
@@ -21,6 +22,8 @@ const RESTED: Duration = Duration::from_secs(30);
 /// The connections, those in use and those that are free.
 pub(super) struct Kept {
     options: PgConnectOptions,
+    /// The statement that makes the settings, where the options cannot.
+    settings: Option<String>,
     free: Mutex<Vec<(PgConnection, Instant)>>,
     places: Semaphore,
 }
@@ -35,8 +38,8 @@ pub(super) struct Hot<'a> {
 
 impl Kept {
     /// At most so many, none of them opened yet.
-    pub(super) fn new(options: PgConnectOptions, most: usize) -> Self {
-        Self { options, free: Mutex::default(), places: Semaphore::new(most) }
+    pub(super) fn new(options: PgConnectOptions, settings: Option<String>, most: usize) -> Self {
+        Self { options, settings, free: Mutex::default(), places: Semaphore::new(most) }
     }
 
     /// One of the connections that were kept, or a new one.
@@ -52,7 +55,9 @@ impl Kept {
         {
             return Ok(Hot { kept: self, connection, place });
         }
-        Ok(Hot { kept: self, connection: self.options.connect().await?, place })
+        let mut connection = self.options.connect().await?;
+        make_settings(&mut connection, self.settings.clone()).await?;
+        Ok(Hot { kept: self, connection, place })
     }
 
     /// Where one does not answer, those that have rested even longer won't either.

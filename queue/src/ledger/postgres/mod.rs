@@ -13,6 +13,7 @@ mod door;
 mod floors;
 mod intake;
 mod kept;
+mod pooler;
 mod runs;
 mod storing;
 mod upkeep;
@@ -29,6 +30,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, PgTransaction, Post
 
 use self::floors::Floors;
 use self::kept::{Hot, Kept};
+use self::pooler::{Way, make_settings};
 use super::{EngineConfig, LedgerError};
 use crate::OpenError;
 use crate::config::NoticeOfDiscard;
@@ -77,16 +79,24 @@ impl Postgres {
         let options = PgConnectOptions::from_str(&config.url)
             .map_err(|error| cannot_open("its address is not `postgres://user:password@host:5432/database`", error))?
             .application_name("nightporter");
-        migrate(&options).await?;
-        let options = options.options(LIMITS);
-        let pool = PgPoolOptions::new()
-            .acquire_timeout(CONNECT_WITHIN)
-            .test_before_acquire(false)
-            .after_release(|connection, _| Box::pin(answers(connection)));
-        let hot_options = options.clone().options(HOT_PLANS);
-        let kept = Kept::new(hot_options.clone(), KEPT);
-        let hot = pool.clone().max_connections(HOT).connect_lazy_with(hot_options);
-        let desk = pool.max_connections(DESK).connect_lazy_with(options);
+        let way = way(options).await?;
+        migrate(&way).await?;
+        let pool = |settings: &[(&str, &str)]| {
+            let (options, statement) = way.with(settings);
+            let pool = PgPoolOptions::new()
+                .acquire_timeout(CONNECT_WITHIN)
+                .test_before_acquire(false)
+                .after_connect(move |connection, _| Box::pin(make_settings(connection, statement.clone())))
+                .after_release(|connection, _| Box::pin(answers(connection)));
+            (pool, options)
+        };
+        let hot_settings = [LIMITS, HOT_PLANS].concat();
+        let (options, statement) = way.with(&hot_settings);
+        let kept = Kept::new(options, statement, KEPT);
+        let (hot, options) = pool(&hot_settings);
+        let hot = hot.max_connections(HOT).connect_lazy_with(options);
+        let (desk, options) = pool(&LIMITS);
+        let desk = desk.max_connections(DESK).connect_lazy_with(options);
         Ok(Self { kept, floors: Floors::default(), hot, desk, notice: config.notice.clone() })
     }
 
@@ -164,14 +174,39 @@ fn cannot_open(reason: &str, source: impl Into<Box<dyn std::error::Error + Send 
     OpenError::Ledger { reason: reason.to_owned(), source: source.into() }
 }
 
-/// Makes the schema and brings its tables up to date. Processes that start together take turns: the migrator locks.
-async fn migrate(options: &PgConnectOptions) -> Result<(), OpenError> {
-    let (host, port) = (options.get_host(), options.get_port());
+/// Finds out what stands between us and the server, and refuses what cannot work.
+async fn way(options: PgConnectOptions) -> Result<Way, OpenError> {
+    let (host, port) = (options.get_host().to_owned(), options.get_port());
     let away = format!("PostgreSQL at {host}:{port} cannot be reached; is it running, and is `queue.ledger` right?");
-    let options = options.clone().options([LIMITS[0]]);
-    let mut connection = match tokio::time::timeout(DEADLINE, options.connect()).await {
-        Ok(connected) => connected.map_err(|error| cannot_open(&away, error))?,
-        Err(late) => return Err(cannot_open(&away, late)),
+    let found = tokio::time::timeout(DEADLINE, async {
+        let way = Way::find(options).await?;
+        Ok::<_, sqlx::Error>((way.keeps_its_server().await?, way))
+    });
+    match found.await {
+        Ok(Ok((true, way))) => Ok(way),
+        Ok(Ok((false, _))) => Err(cannot_open(
+            &format!(
+                "the pooler at {host}:{port} gives each transaction another connection, and the ledger needs connections of its \
+                 own; let `queue.ledger` name PostgreSQL itself, or a pool with `pool_mode = session`"
+            ),
+            "the connection did not keep its server",
+        )),
+        Ok(Err(error)) => Err(cannot_open(&away, error)),
+        Err(late) => Err(cannot_open(&away, late)),
+    }
+}
+
+/// Makes the schema and brings its tables up to date. Processes that start together take turns: the migrator locks.
+async fn migrate(way: &Way) -> Result<(), OpenError> {
+    let away = "its connection was lost as its tables were to be brought up to date";
+    let (options, statement) = way.with(&LIMITS[..1]);
+    let connect = async {
+        let mut connection = options.connect().await?;
+        make_settings(&mut connection, statement).await.map(|()| connection)
+    };
+    let mut connection = match tokio::time::timeout(DEADLINE, connect).await {
+        Ok(connected) => connected.map_err(|error| cannot_open(away, error))?,
+        Err(late) => return Err(cannot_open(away, late)),
     };
     make_schema(&mut connection)
         .await

@@ -39,6 +39,7 @@ const READERS: u32 = 4;
 /// The embedded ledger.
 pub(crate) struct Sqlite {
     writer: Mutex<SqliteConnection>,
+    options: SqliteConnectOptions,
     readers: SqlitePool,
     notice: Option<NoticeOfDiscard>,
     /// Held for as long as the ledger is open.
@@ -61,25 +62,39 @@ impl Sqlite {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false)
-            .connect_with(options.read_only(true))
+            .connect_with(options.clone().read_only(true))
             .await
             .map_err(|error| cannot_open(&reason, error))?;
-        Ok(Self { writer: Mutex::new(writer), readers, notice: config.notice.clone(), _lock: lock })
+        Ok(Self { writer: Mutex::new(writer), options, readers, notice: config.notice.clone(), _lock: lock })
     }
 
     /// The writer's turn.
     async fn write(&self) -> Turn<'_> {
-        Turn(self.writer.lock().await)
+        Turn(self.writer.lock().await, &self.options)
     }
 }
 
 /// The writer in the hand of one caller.
-struct Turn<'a>(MutexGuard<'a, SqliteConnection>);
+struct Turn<'a>(MutexGuard<'a, SqliteConnection>, &'a SqliteConnectOptions);
 
 impl Turn<'_> {
     /// A transaction that is sure to write. Dropped without a commit, it is rolled back.
     async fn begin(&mut self) -> Result<SqliteTransaction<'_>, LedgerError> {
+        self.mend().await.map_err(unavailable)?;
         self.0.begin_with("begin immediate").await.map_err(unavailable)
+    }
+
+    /// Replaces the connection where it is still in a transaction: `SQLite` itself has rolled that back (the disk is full,
+    /// or fails), so sqlx can't, and would try for ever.
+    async fn mend(&mut self) -> Result<(), sqlx::Error> {
+        if self.0.is_in_transaction() {
+            // The rollback of one that was dropped may only be on its way.
+            self.0.ping().await?;
+        }
+        if self.0.is_in_transaction() {
+            *self.0 = SqliteConnection::connect_with(self.1).await?;
+        }
+        Ok(())
     }
 }
 
