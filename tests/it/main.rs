@@ -6,6 +6,7 @@ mod engines;
 mod admission;
 mod api;
 mod backups;
+mod bench;
 mod broker_faults;
 mod brokers;
 mod commands;
