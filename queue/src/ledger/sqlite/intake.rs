@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use schemas::{EventId, JobId, JobState, Key, NewJob, NewRun, PlannedJob, RunId, Standing, Timestamp};
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 use uuid::Uuid;
 
 use super::super::door::{Aftermath, FOR_ROOM, first_state};
@@ -301,8 +301,10 @@ async fn insert_new(
     after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<(), LedgerError> {
-    let rows = new.iter().map(|(job, (state, waits_for))| job_row(job, *state, *waits_for, run, now));
-    insert_job_rows(tx, rows.collect(), now).await?;
+    for some in new.chunks(MOST_ROWS) {
+        insert_job_rows(tx, some, run, now).await?;
+        insert_args_rows(tx, some).await?;
+    }
     for (job, (state, waits_for)) in new {
         match state {
             JobState::Available => after.bells.add_new(job),
@@ -372,57 +374,78 @@ async fn insert_run_jobs(tx: &mut SqliteConnection, run: &NewRun) -> Result<(), 
     Ok(())
 }
 
-fn job_row(job: &NewJob, state: JobState, waits_for: i16, run: Option<RunId>, now: Timestamp) -> Value {
-    json!({
-        "id": hex(job.id.0),
-        "queue": job.queue,
-        "kind": job.kind,
-        "state": state.code(),
-        "waits_for": waits_for,
-        "gated": i32::from(job.is_gated()),
-        "replay": job.replay_of.map(|job| hex(job.0)),
-        "priority": job.priority.code(),
-        "run_at": micros(job.run_at.map_or(now, |at| at.max(now))),
-        "run": run.map(|run| hex(run.0)),
-        "args": job.args.get(),
-        "event": job.event.map(|event| hex(event.0)),
-        "scope": job.key.as_ref().map(|key| &key.scope),
-        "key": job.key.as_ref().map(|key| &key.key),
-        "traceparent": job.trace.traceparent,
-        "tracestate": job.trace.tracestate,
-    })
+/// One statement for any number of rows: through this driver each statement costs a change of threads.
+async fn insert_job_rows(
+    tx: &mut SqliteConnection,
+    new: &[(&NewJob, (JobState, i16))],
+    run: Option<RunId>,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    const COLUMNS: usize = 9;
+    let statement = format!(
+        "insert into job (id, queue, kind, state, waits_for, gated, priority, run_at, created_at, run_id)
+         select column1, column2, column3, iif(paused, 0, column4), iif(paused, 1, column5), column6, column7, column8,
+                ?, column9
+         from (select *, column4 = 2 and column3 in (select name from pause where what = 'kind') as paused from {})",
+        values(COLUMNS, new.len())
+    );
+    let mut insert = sqlx::query(AssertSqlSafe(statement)).bind(micros(now));
+    for (job, (state, waits_for)) in new {
+        insert = insert
+            .bind(job.id.0)
+            .bind(job.queue.as_str())
+            .bind(job.kind.as_str())
+            .bind(state.code())
+            .bind(*waits_for)
+            .bind(job.is_gated())
+            .bind(job.priority.code())
+            .bind(micros(job.run_at.map_or(now, |at| at.max(now))))
+            .bind(run.map(|run| run.0));
+    }
+    execute_padded(tx, insert, COLUMNS, new.len()).await
 }
 
-/// Two statements for any number of rows: through this driver each statement costs a change of threads.
-async fn insert_job_rows(tx: &mut SqliteConnection, rows: Vec<Value>, now: Timestamp) -> Result<(), LedgerError> {
-    if rows.is_empty() {
-        return Ok(());
+async fn insert_args_rows(tx: &mut SqliteConnection, new: &[(&NewJob, (JobState, i16))]) -> Result<(), LedgerError> {
+    const COLUMNS: usize = 8;
+    let statement = format!(
+        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate, replay_of) select * from {}",
+        values(COLUMNS, new.len())
+    );
+    let mut insert = sqlx::query(AssertSqlSafe(statement));
+    for (job, _) in new {
+        insert = insert
+            .bind(job.id.0)
+            .bind(job.args.get())
+            .bind(job.event.map(|event| event.0))
+            .bind(job.key.as_ref().map(|key| key.scope.as_str()))
+            .bind(job.key.as_ref().map(|key| key.key.as_str()))
+            .bind(job.trace.traceparent.as_deref())
+            .bind(job.trace.tracestate.as_deref())
+            .bind(job.replay_of.map(|job| job.0));
     }
-    let rows = Value::from(rows).to_string();
-    sqlx::query(
-        "insert into job (id, queue, kind, state, waits_for, gated, priority, run_at, created_at, run_id)
-         select unhex(value ->> 'id'), value ->> 'queue', value ->> 'kind', iif(paused, 0, value ->> 'state'),
-                iif(paused, 1, value ->> 'waits_for'), value ->> 'gated', value ->> 'priority', value ->> 'run_at', ?2,
-                unhex(value ->> 'run')
-         from (select value, value ->> 'state' = 2 and value ->> 'kind' in (select name from pause where what = 'kind')
-                             as paused
-               from json_each(?1))",
-    )
-    .bind(&rows)
-    .bind(micros(now))
-    .execute(&mut *tx)
-    .await
-    .map_err(unavailable)?;
-    sqlx::query(
-        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate, replay_of)
-         select unhex(value ->> 'id'), value ->> 'args', unhex(value ->> 'event'), value ->> 'scope', value ->> 'key',
-                value ->> 'traceparent', value ->> 'tracestate', unhex(value ->> 'replay')
-         from json_each(?1)",
-    )
-    .bind(&rows)
-    .execute(tx)
-    .await
-    .map_err(unavailable)?;
+    execute_padded(tx, insert, COLUMNS, new.len()).await
+}
+
+/// No statement takes more rows.
+const MOST_ROWS: usize = 256;
+
+/// Rows of values, in number rounded up, so that there are few statements to keep prepared; what was added has no id and is
+/// left out. They are not JSON, which `SQLite` reads and writes again for each column of each row.
+fn values(columns: usize, rows: usize) -> String {
+    let row = format!("({})", vec!["?"; columns].join(","));
+    format!("(values {}) where column1 is not null", vec![row; rows.next_power_of_two()].join(","))
+}
+
+async fn execute_padded(
+    tx: &mut SqliteConnection,
+    mut insert: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+    columns: usize,
+    rows: usize,
+) -> Result<(), LedgerError> {
+    for _ in 0..columns * (rows.next_power_of_two() - rows) {
+        insert = insert.bind(None::<i64>);
+    }
+    insert.execute(tx).await.map_err(unavailable)?;
     Ok(())
 }
 
