@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// What to compare; everything where nothing is named.
     variants: Vec<Variant>,
     #[arg(long, default_value_t = 64)]
-    connections: usize,
+    connections: u32,
     /// How long each series lasts.
     #[arg(long, default_value_t = 4)]
     seconds: u64,

@@ -40,39 +40,18 @@ impl Measured {
 pub(crate) async fn send(
     target: &Target,
     pushes: &Arc<Vec<Push>>,
-    connections: usize,
+    connections: u32,
     lasting: Duration,
     rate: Option<f64>,
 ) -> anyhow::Result<Measured> {
     let began = Instant::now();
-    let every = rate.map(|rate| Duration::from_secs_f64(f64::from(u32::try_from(connections)?) / rate)).into_iter();
-    let every = every.clone().next();
+    let every = rate.map(|rate| Duration::from_secs_f64(f64::from(connections) / rate));
     let mut senders = JoinSet::new();
     for number in 0..connections {
-        let (target, pushes) = (target.clone(), Arc::clone(pushes));
-        let first =
-            every.map(|every| every * u32::try_from(number).unwrap_or(0) / u32::try_from(connections).unwrap_or(1));
-        senders.spawn(async move {
-            let mut connection = TcpStream::connect(&target.host).await?;
-            connection.set_nodelay(true)?;
-            let (mut request, mut answer, mut times) = (Vec::new(), Vec::new(), Vec::new());
-            let mut due = began + first.unwrap_or_default();
-            for push in pushes.iter().cycle().skip(number * 7) {
-                push.write_request(target.path, &target.host, &mut request);
-                if let Some(every) = every {
-                    sleep_until(due).await;
-                    due += every;
-                }
-                if began.elapsed() >= lasting {
-                    break;
-                }
-                let sent = if let Some(every) = every { due - every } else { Instant::now() };
-                connection.write_all(&request).await?;
-                tokio::time::timeout(ANSWER_WITHIN, read_answer(&mut connection, &mut answer)).await??;
-                times.push(sent.elapsed());
-            }
-            Ok::<_, anyhow::Error>(times)
-        });
+        let first = began + every.unwrap_or_default() * number / connections;
+        let sender =
+            Sender { target: target.clone(), pushes: Arc::clone(pushes), first, every, until: began + lasting };
+        senders.spawn(sender.send(number as usize * 7));
     }
     let mut times = Vec::new();
     while let Some(sender) = senders.join_next().await {
@@ -82,6 +61,43 @@ pub(crate) async fn send(
     #[allow(clippy::cast_precision_loss)] // counts of requests, far from 2^52
     let rate = times.len() as f64 / began.elapsed().as_secs_f64();
     Ok(Measured { rate, times })
+}
+
+/// One connection.
+struct Sender {
+    target: Target,
+    pushes: Arc<Vec<Push>>,
+    first: Instant,
+    every: Option<Duration>,
+    until: Instant,
+}
+
+impl Sender {
+    /// Sends until the time is up: how long each answer took.
+    async fn send(self, skipped: usize) -> anyhow::Result<Vec<Duration>> {
+        let mut connection = TcpStream::connect(&self.target.host).await?;
+        connection.set_nodelay(true)?;
+        let (mut request, mut answer, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let mut due = self.first;
+        for push in self.pushes.iter().cycle().skip(skipped) {
+            push.write_request(self.target.path, &self.target.host, &mut request);
+            match self.every {
+                Some(every) => {
+                    sleep_until(due).await;
+                    due += every;
+                }
+                None => due = Instant::now(),
+            }
+            if Instant::now() >= self.until {
+                break;
+            }
+            let since = self.every.map_or(due, |every| due - every);
+            connection.write_all(&request).await?;
+            tokio::time::timeout(ANSWER_WITHIN, read_answer(&mut connection, &mut answer)).await??;
+            times.push(since.elapsed());
+        }
+        Ok(times)
+    }
 }
 
 /// Reads one answer whole. Any other than a 2xx fails.

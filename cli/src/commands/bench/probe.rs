@@ -98,6 +98,9 @@ impl Jobs {
             replay_of: None,
             event: None,
             trace,
+            limits: Vec::new(),
+            approval: None,
+            replay_of: None,
         }
     }
 }
