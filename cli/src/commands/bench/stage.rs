@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use lapin::options::QueueDeleteOptions;
 use lapin::{Connection as Amqp, ConnectionProperties};
-use queue::{Queue, QueueConfig};
+use queue::{OpenError, Queue, QueueConfig};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
 use url::Url;
 use uuid::Uuid;
 
@@ -20,6 +21,10 @@ const SETTINGS: [&str; 6] =
 
 /// The broker's queue for the jobs that are measured.
 const BROKERS_QUEUE: &str = "nightporter.bench";
+
+/// How long a round may take to let go of a file, and how often it is looked.
+const LET_GO_WITHIN: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Which ledger is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +89,15 @@ impl Stage {
     }
 
     pub(super) async fn open(&self) -> Result<Queue, Failure> {
-        Ok(Queue::open(&QueueConfig::new(&self.url, &self.broker)).await?)
+        let config = QueueConfig::new(&self.url, &self.broker);
+        let began = Instant::now();
+        loop {
+            match Queue::open(&config).await {
+                // By the round before: its writers let go of the file a moment after they were told to.
+                Err(OpenError::InUse { .. }) if began.elapsed() < LET_GO_WITHIN => sleep(LOOK).await,
+                opened => return Ok(opened?),
+            }
+        }
     }
 
     /// Has the server finish what earlier rounds left it to do, so that no round pays for another.
