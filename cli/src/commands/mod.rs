@@ -44,7 +44,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Backups(command) => backups::run(command, global).await,
         Command::Approvals(command) => approvals::run(command, global).await,
         Command::Audit(command) => audit::run(command, global).await,
-        Command::Bench(args) => bench::run(args, global).await,
+        Command::Bench(args) => Box::pin(bench::run(args, global)).await,
         Command::Token(command) => token::run(command, global).await,
         Command::Schemas(args) => schemas::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -24,18 +24,19 @@ pub(super) struct Meter<'a> {
     servers: Option<Duration>,
 }
 
+/// Of this process.
+fn own() -> Option<Duration> {
+    times(std::process::id()).map(|times| times.own)
+}
+
 impl Watch {
     pub(super) fn new(servers: Vec<u32>) -> Self {
         Self { servers }
     }
 
     pub(super) fn start(&self) -> Meter<'_> {
-        let (own, servers) = (self.own(), self.servers());
+        let (own, servers) = (own(), self.servers());
         Meter { watch: self, began: Instant::now(), own, servers }
-    }
-
-    fn own(&self) -> Option<Duration> {
-        times(std::process::id()).map(|times| times.own)
     }
 
     /// Of the servers and their descendants; what a descendant took is its parent's once it has ended.
@@ -65,7 +66,7 @@ impl Meter<'_> {
     pub(super) fn end(self, done: u64, latencies: Vec<Duration>) -> Round {
         let took = self.began.elapsed();
         let since = |before: Option<Duration>, after: Option<Duration>| Some(after?.saturating_sub(before?));
-        let own = since(self.own, self.watch.own());
+        let own = since(self.own, own());
         let servers = since(self.servers, self.watch.servers());
         Round::new(done, took, latencies, own, servers)
     }

@@ -105,13 +105,13 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), Failure> {
         watch: Watch::new(args.cpu_of),
     };
     let stage = Stage::set(args.ledger.as_deref(), &args.broker).await?;
-    let measured = tokio::select! {
-        measured = measure(&plan, &stage, args.finished) => measured,
+    let outcome = tokio::select! {
+        outcome = measure(&plan, &stage, args.finished) => outcome,
         _ = tokio::signal::ctrl_c() => Err(Failure::cancelled("interrupted")),
     };
     // Whatever happened: nothing of the run is left behind.
     let struck = stage.strike().await;
-    let report = measured?;
+    let report = outcome?;
     struck?;
     global.output().print(&report, Report::table)
 }

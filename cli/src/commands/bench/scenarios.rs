@@ -47,8 +47,8 @@ impl Porter {
         let mut parts = JoinSet::new();
         let (upkeep, told) = (queue.clone(), stop.clone());
         parts.spawn(async move { upkeep.keep_up(told).await });
-        let _stopped_when_dropped = stop.clone().drop_guard();
-        Ok(Self { queue, stop, parts, _stopped_when_dropped })
+        let guard = stop.clone().drop_guard();
+        Ok(Self { queue, stop, parts, _stopped_when_dropped: guard })
     }
 
     fn work(&mut self, plan: &Plan) {
