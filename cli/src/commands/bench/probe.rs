@@ -98,9 +98,6 @@ impl Jobs {
             replay_of: None,
             event: None,
             trace,
-            limits: Vec::new(),
-            approval: None,
-            replay_of: None,
         }
     }
 }

@@ -95,7 +95,7 @@ impl Postgres {
                 .after_release(|connection, _| Box::pin(answers(connection)));
             (pool, options)
         };
-        let hot_settings = [LIMITS, HOT_PLANS].concat();
+        let hot_settings = [&LIMITS[..], &HOT_PLANS].concat();
         let (options, statement) = way.with(&hot_settings);
         let kept = Kept::new(options, statement, KEPT);
         let (hot, options) = pool(&hot_settings);
