@@ -25,7 +25,7 @@ async fn main() -> ExitCode {
     // One TLS stack, chosen here once. Err only if it was chosen already, and nobody else does.
     let _chosen = rustls::crypto::ring::default_provider().install_default();
     let Args { global, command } = Args::parse();
-    match commands::run(command, &global).await {
+    match Box::pin(commands::run(command, &global)).await {
         Ok(()) => ExitCode::from(exit_code::OK),
         Err(failure) => {
             eprintln!("error: {failure}");
