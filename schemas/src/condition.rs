@@ -112,8 +112,7 @@ fn with_room<T: Send>(parser: impl FnOnce() -> Result<T, Problem> + Send) -> Res
 }
 
 fn parse(text: &str) -> Result<Program, Problem> {
-    let program =
-        Program::compile(text).map_err(|error| Problem::new(format!("`{text}` is not a CEL expression: {error}")))?;
+    let program = Program::compile(text).map_err(|error| not_cel(text, &error.to_string()))?;
     let mut waiting = vec![(program.expression(), 1, 0)];
     while let Some((expression, depth, loops)) = waiting.pop() {
         let loops = loops + u32::from(matches!(expression.expr, Expr::Comprehension(_)));
@@ -128,6 +127,12 @@ fn parse(text: &str) -> Result<Program, Problem> {
         waiting.extend(parts(&expression.expr).into_iter().map(|part| (part, depth + 1, loops)));
     }
     Ok(program)
+}
+
+/// The parser draws the text below each thing that it did not understand; the first thing is what matters.
+fn not_cel(text: &str, error: &str) -> Problem {
+    let first = error.lines().next().unwrap_or_default();
+    Problem::new(format!("`{text}` is not a CEL expression: {first}"))
 }
 
 /// The expressions right inside of one.
@@ -283,7 +288,9 @@ mod tests {
         assert!(Condition::parse(&sum(23)).is_ok());
         let problem = |text: &str| Condition::parse(text).unwrap_err().to_string();
         assert!(problem(&sum(24)).contains("nested more than 24 levels"));
-        assert!(problem(&format!("{}true{}", "(".repeat(90), ")".repeat(90))).contains("levels deep"));
+        let in_brackets = |depth: usize| format!("{}true{}", "(".repeat(depth), ")".repeat(depth));
+        assert!(Condition::parse(&in_brackets(20)).is_ok());
+        assert!(problem(&in_brackets(2000)).contains("Recursion limit"));
         assert!(problem(&format!("'{}' == ''", "x".repeat(4096))).contains("at most 4096 bytes"));
         assert!(Condition::parse("[1].all(x, [1].all(y, x == y))").is_ok());
         assert!(problem("[1].map(x, x).map(x, x).map(x, x) == [1]").contains("more than 2 loops"));
