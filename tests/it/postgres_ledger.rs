@@ -95,6 +95,32 @@ async fn claims_do_not_walk_over_what_was_claimed_while_somebody_holds_a_snapsho
 }
 
 #[tokio::test]
+async fn ends_and_heartbeats_do_not_walk_over_what_has_ended_while_somebody_holds_a_snapshot() {
+    const ROUNDS: usize = 200;
+    const JOBS: usize = 10;
+    let url = fresh_database().await;
+    let t = TestLedger::postgres_at(&url).await;
+    let mut meddler = connect(&url).await;
+    let mut dump = connect(&url).await;
+    dump.execute("begin isolation level repeatable read; select 1 from nightporter.job").await.unwrap();
+    for _ in 0..ROUNDS {
+        t.enqueue(&(0..JOBS).map(|_| t.job()).collect::<Vec<_>>()).await;
+        let claimed: Vec<AttemptId> = t.claim(100).await.into_iter().map(|job| job.id).collect();
+        t.ledger.heartbeat(&claimed, later(t.now(), LEASE), t.now()).await.unwrap();
+        let ends: Vec<Ended> = claimed.into_iter().map(|attempt| Ended { attempt, outcome: completed(None) }).collect();
+        assert_eq!(ends.len(), JOBS);
+        t.ledger.finish(&ends, t.now()).await.unwrap();
+    }
+    drop(t); // who hangs up hands in its statistics
+    statistics_say(&mut meddler, "select n_tup_del = 2000 from pg_stat_user_tables where relname = 'job'").await;
+    let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'job_pkey'";
+    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut meddler).await.unwrap();
+    // Each statement finds each job by its id; a walk would read what all rounds before have left.
+    let jobs = i64::try_from(ROUNDS * JOBS).unwrap();
+    assert!((jobs..jobs * 20).contains(&read), "{read} entries of the index were read for {jobs} jobs");
+}
+
+#[tokio::test]
 async fn a_job_of_a_process_whose_clock_is_late_is_found() {
     let t = TestLedger::postgres().await;
     assert!(t.claim(10).await.is_empty());

@@ -63,10 +63,13 @@ impl Work for Postgres {
             let mut sorted = attempts.to_vec();
             sorted.sort_unstable();
             let alive: Vec<(Uuid, i32, Option<String>)> = sqlx::query_as(
-                "update job j set lease_until = $3
-                 from unnest($1::uuid[], $2::integer[]) as u(id, attempt)
-                 where j.id = u.id and j.attempt = u.attempt and j.state + 0 = 3
-                 returning j.id, j.attempt, j.cancel",
+                "with held as materialized (
+                   select j.id, j.attempt, j.cancel from unnest($1::uuid[], $2::integer[]) as u(id, attempt)
+                   cross join lateral (
+                     select * from job where id = u.id and attempt = u.attempt and state + 0 = 3 limit 1
+                     for no key update) j),
+                 beaten as (update job set lease_until = $3 where id = any(array(select id from held)))
+                 select id, attempt, cancel from held",
             )
             .bind(sorted.iter().map(|attempt| attempt.job.0).collect::<Vec<_>>())
             .bind(sorted.iter().map(|attempt| attempt.number).collect::<Vec<_>>())
@@ -230,6 +233,9 @@ const CLAIM: &str = "
 /// if any of the jobs belongs to a run or has limits. An end with a `run_at` puts its job off, any other moves it to the history, where
 /// the last attempt stands; what failed lets go of its key. What an operator wants cancelled is not put off, though its
 /// attempt ended before a heartbeat told it.
+///
+/// Each row is looked up by its id, by force (`lateral`, `limit 1`): a plan that was made when the table was small, and is
+/// kept, walks over all of the index for each batch, dead entries included, which under a long snapshot never go.
 const FINISH: &str = "
     with u as (
       select * from unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bigint[], $5::integer[], $6::text[],
@@ -240,8 +246,8 @@ const FINISH: &str = "
              case when u.put_off is null or j.cancel is null then u.new_state else 7 end::smallint as new_state,
              case when j.cancel is null then u.put_off end as put_off,
              case when u.put_off is null or j.cancel is null then u.message else j.cancel end as message
-      from u join job j on j.id = u.id where j.attempt = u.attempt and j.state + 0 = 3
-      for update of j),
+      from u cross join lateral (
+        select * from job where id = u.id and attempt = u.attempt and state + 0 = 3 limit 1 for update) j),
     go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null or gated)),
     gone as (
       delete from job j using held h, go where j.id = h.id and h.put_off is null
