@@ -101,6 +101,11 @@ async fn ends_and_heartbeats_do_not_walk_over_what_has_ended_while_somebody_hold
     let url = fresh_database().await;
     let t = TestLedger::postgres_at(&url).await;
     let mut meddler = connect(&url).await;
+    // The planner believes in a table of one row, and its first plans are kept.
+    meddler.execute("alter table nightporter.job set (autovacuum_enabled = false)").await.unwrap();
+    t.enqueue(&[t.job()]).await;
+    meddler.execute("vacuum analyze nightporter.job").await.unwrap();
+    t.complete_next(None).await;
     let mut dump = connect(&url).await;
     dump.execute("begin isolation level repeatable read; select 1 from nightporter.job").await.unwrap();
     for _ in 0..ROUNDS {
@@ -112,7 +117,7 @@ async fn ends_and_heartbeats_do_not_walk_over_what_has_ended_while_somebody_hold
         t.ledger.finish(&ends, t.now()).await.unwrap();
     }
     drop(t); // who hangs up hands in its statistics
-    statistics_say(&mut meddler, "select n_tup_del = 2000 from pg_stat_user_tables where relname = 'job'").await;
+    statistics_say(&mut meddler, "select n_tup_del = 2001 from pg_stat_user_tables where relname = 'job'").await;
     let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'job_pkey'";
     let read: i64 = sqlx::query_scalar(read).fetch_one(&mut meddler).await.unwrap();
     // Each statement finds each job by its id; a walk would read what all rounds before have left.
