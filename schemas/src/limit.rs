@@ -88,7 +88,9 @@ impl FromStr for Rate {
                 .help("write how many in which time, for example `30/1m`, `1/s` or `100/12h`")
         };
         let (starts, period) = text.split_once('/').ok_or_else(wrong)?;
-        let period = period::read(period).ok_or_else(wrong)?;
+        // `1/s` is one each second: the number may be left out.
+        let period = period::read(period).or_else(|| period::read(&format!("1{period}")));
+        let period = period.filter(|period| !period.is_zero()).ok_or_else(wrong)?;
         Ok(Self { starts: starts.parse().map_err(|_| wrong())?, period })
     }
 }

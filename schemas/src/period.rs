@@ -7,12 +7,12 @@ use serde::{Deserialize, Deserializer, Serializer};
 /// The longest: a year.
 const LONGEST: u64 = 366 * 86_400;
 
-/// Reads a number and a unit; the number may be left out where it is one.
+/// Reads a whole number and `s`, `m`, `h` or `d`.
 pub fn read(text: &str) -> Option<Duration> {
     let unit = text.chars().last()?;
     let count = &text[..text.len() - unit.len_utf8()];
     let digits = count.bytes().all(|byte| byte.is_ascii_digit());
-    let count: u64 = if count.is_empty() { 1 } else { count.parse().ok().filter(|_| digits)? };
+    let count: u64 = count.parse().ok().filter(|_| digits)?;
     let seconds = match unit {
         's' => 1,
         'm' => 60,
@@ -20,7 +20,7 @@ pub fn read(text: &str) -> Option<Duration> {
         'd' => 86_400,
         _ => return None,
     };
-    let period = count.checked_mul(seconds).filter(|period| (1..=LONGEST).contains(period))?;
+    let period = count.checked_mul(seconds).filter(|period| *period <= LONGEST)?;
     Some(Duration::from_secs(period))
 }
 
@@ -40,9 +40,10 @@ pub fn serialize<S: Serializer>(period: &Duration, serializer: S) -> Result<S::O
     serializer.serialize_str(&write(*period))
 }
 
-/// For `#[serde(with)]`.
+/// For `#[serde(with)]`; none is no time.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     read(&text)
+        .filter(|period| !period.is_zero())
         .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no time; write it like `90s`, `24h` or `7d`")))
 }

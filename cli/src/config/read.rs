@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use producer::{RouteConfig, Routes, SourceConfig, Sources, Startable};
 use schemas::runbook::RunbookConfig;
@@ -38,6 +39,9 @@ const TABLES: [&str; 15] = [
 
 /// How much of the digest is kept with each event: enough to tell configurations apart.
 const DIGEST_BYTES: usize = 6;
+
+/// Heartbeats come three times in a lease, and a worker stops its jobs at two thirds of it.
+const SHORTEST_LEASE: Duration = Duration::from_secs(3);
 
 /// Reads a file's text. There is a configuration exactly if there is no error among the findings.
 pub(super) fn read(text: &str) -> (Option<Config>, Vec<Finding>) {
@@ -279,6 +283,10 @@ impl Reader<'_> {
     }
 
     fn check_worker(&mut self, worker: Option<&WorkerSection>, registry: &worker::Registry) {
+        if worker.is_some_and(|worker| worker.lease.0 < SHORTEST_LEASE) {
+            let problem = Problem::new("a lease of less than 3s would be lost by workers that are only busy");
+            self.problem(problem.within("lease").within("worker"));
+        }
         let known = registry.queues();
         let permits = |name: &str| worker.and_then(|worker| worker.queues.get(name));
         for name in self.document.names(&["worker", "queues"]) {

@@ -238,16 +238,7 @@ impl std::str::FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is no length of time: write a whole number and s, m, h or d, such as 90s");
-        let unit = text.chars().last().ok_or_else(wrong)?;
-        let seconds: u64 = match unit {
-            's' => 1,
-            'm' => 60,
-            'h' => 60 * 60,
-            'd' => 24 * 60 * 60,
-            _ => return Err(wrong()),
-        };
-        let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-        number.checked_mul(seconds).map(Duration::from_secs).map(Self).ok_or_else(wrong)
+        schemas::period::read(text).map(Self).ok_or_else(wrong)
     }
 }
 
