@@ -14,6 +14,7 @@ mod floors;
 mod intake;
 mod kept;
 mod pooler;
+mod retry;
 mod runs;
 mod storing;
 mod upkeep;

@@ -10,7 +10,7 @@ use super::super::rows::{
     EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views,
 };
 use super::super::{AuditRecord, Books, JobFilter, LedgerError, StoredBody};
-use super::intake::ids;
+use super::storing::ids;
 use super::{Sqlite, in_time, unavailable};
 
 #[async_trait]

@@ -12,8 +12,8 @@ use super::super::door::{
     Aftermath, Door, DoorRow, INSIDE, LOOKED_AT, Place, SUPERSEDED, WAITING, note_pauses, rates_taken,
 };
 use super::super::rows::{micros, moment};
-use super::intake::{hex, ids};
 use super::runs::{Ending, advance_run, end_jobs};
+use super::storing::{hex, ids};
 use super::unavailable;
 use crate::admission::House;
 use crate::config::NoticeOfDiscard;

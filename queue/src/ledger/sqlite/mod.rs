@@ -7,7 +7,9 @@ mod books;
 mod desk;
 mod door;
 mod intake;
+mod retry;
 mod runs;
+mod storing;
 mod upkeep;
 mod work;
 

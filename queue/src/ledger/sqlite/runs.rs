@@ -9,7 +9,7 @@ use super::super::LedgerError;
 use super::super::door::Aftermath;
 use super::super::rows::{NodeRow, micros};
 use super::door::leave;
-use super::intake::{hex, ids, insert_jobs};
+use super::storing::{hex, ids, insert_jobs};
 use super::unavailable;
 use crate::advance::{Decision, Node, advance, standing};
 use crate::config::NoticeOfDiscard;
