@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use queue::bell::Bells;
 use queue::{Queue, QueueConfig};
 use schemars::JsonSchema;
 use schemas::api::JobView;
-use schemas::{Catalog, JobId, JobState, Names};
+use schemas::{Catalog, JobId, JobState, Names, TraceContext};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
@@ -17,6 +18,7 @@ use tests::binary::{House, Running};
 use tests::porter::{LEASE, Porter, eventually};
 use tests::receiver::{Receiver, Reply};
 use tests::sender::{SECRET, Sender};
+use tokio_util::task::AbortOnDropHandle;
 use worker::{Context, Failure, Handler, Output, Registry};
 
 const TEAM_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -81,15 +83,16 @@ async fn a_stalled_worker_loses_its_jobs_to_another_and_stops_itself_and_its_pro
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_goes_on_after_a_pause_within_its_lease() {
     let world = Stalls::new("30s").await;
-    let [first, _second] = [0, 1].map(|house: usize| world.houses[house].start("work"));
+    let first = world.houses[0].start("work");
     let mut jobs = Vec::new();
     for _ in 0..JOBS {
-        jobs.push(world.enqueue("noop", json!({"steps": 2, "step_millis": 1000})).await);
+        jobs.push(world.enqueue("noop", json!({"steps": 2, "step_millis": 1500})).await);
     }
     for job in &jobs {
         eventually("it runs", async || (!world.view(*job).await.steps.is_empty()).then_some(())).await;
     }
     first.signal("STOP");
+    let _second = world.houses[1].start("work");
     tokio::time::sleep(Duration::from_secs(2)).await; // the pause itself
     first.signal("CONT");
     for job in &jobs {
@@ -104,7 +107,7 @@ async fn an_embedded_porter_that_stood_still_stops_its_attempts_and_makes_them_a
     let routes = r#"
 [[routes]]
 on = "github.push"
-run = { job = "notify", with = { channel = "team", text = "{{ event.git.sha }}" } }
+run = { job = "notify", with = { channel = "team", text = "hello" } }
 [[routes]]
 on = "github.push"
 run = { job = "noop", with = { steps = 2, step_millis = 1500 } }
@@ -154,8 +157,23 @@ async fn wall_clocks_that_are_wrong_by_ten_minutes_change_nothing_but_the_age_of
     let [first, second] = world.houses.each_mut();
     *first = std::mem::replace(first, House::new("")).with_environment(&wrong_by("+10m"));
     *second = std::mem::replace(second, House::new("")).with_environment(&wrong_by("-10m"));
-    let [early, late] = [0, 1].map(|house: usize| world.houses[house].start("work"));
-    let door = world.houses[1].start("serve");
+    let first = world.houses[0].start("work");
+    // It dies; what it ran is not left, whatever time the other believes it is.
+    let mut orphans = Vec::new();
+    for _ in 0..JOBS {
+        orphans.push(world.enqueue("noop", json!({"steps": 2, "step_millis": 1500})).await);
+    }
+    for job in &orphans {
+        eventually("it runs", async || (!world.view(*job).await.steps.is_empty()).then_some(())).await;
+    }
+    first.kill();
+    let (_late, door) = (world.houses[1].start("work"), world.houses[1].start("serve"));
+    for job in &orphans {
+        let view = world.ended(*job).await;
+        assert_eq!(outcomes(&view), ["crashed", "completed"]);
+        world.is_of_now(&view).await;
+    }
+    let _early = world.houses[0].start("work");
     let mut long = Vec::new();
     let mut failing = Vec::new();
     for _ in 0..JOBS {
@@ -172,22 +190,9 @@ async fn wall_clocks_that_are_wrong_by_ten_minutes_change_nothing_but_the_age_of
         let view = world.ended(*job).await;
         assert_eq!(outcomes(&view), ["failed", "completed"]);
         let waited = view.attempts[1].started_at - view.attempts[0].ended_at.unwrap();
-        assert!((1..60).contains(&waited.num_seconds()), "tried again after {waited}");
+        assert!((0..60).contains(&waited.num_seconds()), "tried again after {waited}");
         world.is_of_now(&view).await;
     }
-    // One dies; what it ran is not left, whichever clock the other has.
-    let orphans: Vec<_> = futures_util::future::join_all(
-        (0..JOBS).map(|_| world.enqueue("noop", json!({"steps": 2, "step_millis": 1000}))),
-    )
-    .await;
-    for job in &orphans {
-        eventually("it runs", async || (!world.view(*job).await.steps.is_empty()).then_some(())).await;
-    }
-    early.kill();
-    for job in &orphans {
-        world.is_of_now(&world.ended(*job).await).await;
-    }
-
     // GitHub signs no time; Standard Webhooks do.
     let (sender, http) = (Sender::default(), worker::world::http_client());
     assert_eq!(sender.push(&door.server(), 0).await.unwrap(), 202);
@@ -199,7 +204,6 @@ async fn wall_clocks_that_are_wrong_by_ten_minutes_change_nothing_but_the_age_of
     let sent = http.post(format!("{}/webhooks/clerk", door.server())).headers(sample.headers).body(sample.body);
     assert_eq!(sent.send().await.unwrap().status(), 401);
     assert_eq!(count(&world.houses[1].path("serve.log"), "a clock that is wrong"), 1, "the log says why");
-    drop(late);
     println!("{} jobs under clocks that are wrong by ten minutes", long.len() + failing.len() + orphans.len());
 }
 
@@ -211,6 +215,7 @@ struct Stalls {
     catalog: Catalog,
     ledger: String,
     dumped: String,
+    _ringing: AbortOnDropHandle<()>,
 }
 
 impl Stalls {
@@ -224,10 +229,11 @@ impl Stalls {
             + &format!("[databases.main]\nurl = \"{dumped}\"\n[stores.here]\nurl = \"file:{}\"\n", store.display());
         let houses = [House::new(&config), House::new(&config)];
         let queue = Queue::open(&QueueConfig::new(&ledger, &broker)).await.unwrap();
+        let _ringing = AbortOnDropHandle::new(tokio::spawn(keep_ringing(queue.clone())));
         let [databases, stores, channels] = ["main", "here", "team"].map(|name| [name.to_owned()].into());
         let names = Names { databases, stores, channels, ..Names::default() };
         let catalog = Arc::new(worker::jobs::registry()).catalog(names);
-        Self { houses, receiver, queue, catalog, ledger, dumped }
+        Self { houses, receiver, queue, catalog, ledger, dumped, _ringing }
     }
 
     async fn enqueue(&self, kind: &str, args: Value) -> JobId {
@@ -257,13 +263,26 @@ impl Stalls {
     /// All times of a job are the database's.
     async fn is_of_now(&self, job: &JobView) {
         let mut connection = PgConnection::connect(&self.ledger).await.unwrap();
-        let now: chrono::DateTime<chrono::Utc> =
-            sqlx::query_scalar("select now()").fetch_one(&mut connection).await.unwrap();
+        let now: i64 =
+            sqlx::query_scalar("select extract(epoch from now())::bigint").fetch_one(&mut connection).await.unwrap();
         let steps = job.steps.iter().flat_map(|step| [Some(step.started_at), step.finished_at]);
         let attempts = job.attempts.iter().flat_map(|attempt| [Some(attempt.started_at), attempt.ended_at]);
         for time in steps.chain(attempts).chain([job.finished_at]).flatten() {
-            assert!((now - time).num_seconds().abs() < 300, "{time} in the ledger, {now} in the database");
+            assert!((now - time.timestamp()).abs() < 300, "{time} in the ledger, {now} in the database");
         }
+    }
+}
+
+/// Rings for all queues again and again: the workers of other tests take bells of these queues too.
+async fn keep_ringing(queue: Queue) {
+    let mut due = tokio::time::interval(Duration::from_millis(250));
+    loop {
+        due.tick().await;
+        let mut bells = Bells::default();
+        for name in ["default", "notify", "databases"] {
+            bells.add(name, JobId(uuid::Uuid::nil()), &TraceContext::default());
+        }
+        queue.ring(bells);
     }
 }
 
