@@ -229,11 +229,11 @@ impl Stalls {
             + &format!("[databases.main]\nurl = \"{dumped}\"\n[stores.here]\nurl = \"file:{}\"\n", store.display());
         let houses = [House::new(&config), House::new(&config)];
         let queue = Queue::open(&QueueConfig::new(&ledger, &broker)).await.unwrap();
-        let _ringing = AbortOnDropHandle::new(tokio::spawn(keep_ringing(queue.clone())));
+        let ringing = AbortOnDropHandle::new(tokio::spawn(keep_ringing(queue.clone())));
         let [databases, stores, channels] = ["main", "here", "team"].map(|name| [name.to_owned()].into());
-        let names = Names { databases, stores, channels, ..Names::default() };
+        let names = Names { databases, stores, channels };
         let catalog = Arc::new(worker::jobs::registry()).catalog(names);
-        Self { houses, receiver, queue, catalog, ledger, dumped, _ringing }
+        Self { houses, receiver, queue, catalog, ledger, dumped, _ringing: ringing }
     }
 
     async fn enqueue(&self, kind: &str, args: Value) -> JobId {
