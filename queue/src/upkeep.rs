@@ -35,6 +35,7 @@ pub(crate) async fn run(queue: &Queue, put_off: &Notify, stop: CancellationToken
         review: start,
         sample: start + SAMPLE_EVERY,
         prune: start + PRUNE_EVERY,
+        was_away: false,
     };
     loop {
         let due = turns.promote.min(turns.rescue).min(turns.review).min(turns.sample).min(turns.prune);
@@ -53,6 +54,8 @@ struct Turns {
     review: Instant,
     sample: Instant,
     prune: Instant,
+    /// Whether the ledger was away at the last turn of the rescuer.
+    was_away: bool,
 }
 
 impl Turns {
@@ -62,7 +65,7 @@ impl Turns {
             self.promote = Instant::now() + said(promote(queue).await, "promote").unwrap_or(PROMOTE_EVERY);
         }
         if self.rescue <= now {
-            said(rescue(queue, queue.clock().now()).await, "rescue");
+            self.take_turn_of_rescuer(queue).await;
             self.rescue = Instant::now() + RESCUE_EVERY;
         }
         if self.review <= now {
@@ -79,6 +82,18 @@ impl Turns {
             said(prune(queue).await, "prune");
             self.prune = Instant::now() + PRUNE_EVERY;
         }
+    }
+
+    /// While the ledger is away no worker can beat. When it is back, they have until the next turn to do so, or to give
+    /// back what they have stopped, before all their jobs are taken for crashed.
+    async fn take_turn_of_rescuer(&mut self, queue: &Queue) {
+        if self.was_away {
+            self.was_away = said(queue.ledger().time().await, "tell the time").is_none();
+            return;
+        }
+        let rescued = rescue(queue, queue.clock().now()).await;
+        self.was_away = matches!(rescued, Err(LedgerError::Unavailable(_) | LedgerError::Unknown(_)));
+        said(rescued, "rescue");
     }
 }
 

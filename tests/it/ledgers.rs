@@ -21,6 +21,7 @@ on_every_engine![
     a_snooze_and_an_interruption_cost_no_failure,
     a_stale_attempt_changes_nothing,
     a_renewed_lease_is_not_rescued,
+    an_orphan_that_cannot_be_rescued_does_not_keep_back_its_neighbours,
     a_dead_process_costs_no_failure_and_at_the_third_crash_the_job,
     progress_forgets_crashes,
     steps_are_fresh_then_unknown_then_finished,
@@ -168,6 +169,21 @@ async fn a_renewed_lease_is_not_rescued(t: TestLedger) {
     assert_eq!(beats, [Beat::Alive]);
     t.clock.advance(LEASE / 2 + Duration::from_secs(1));
     assert_eq!(t.rescue().await, [(left.job, JobState::Available)]);
+}
+
+async fn an_orphan_that_cannot_be_rescued_does_not_keep_back_its_neighbours(t: TestLedger) {
+    let ids = t.enqueue(&[t.job(), t.job(), t.job()]).await;
+    t.claim(3).await;
+    // Its attempt is on record already, which no code of ours does.
+    t.raw(
+        "insert into attempt (job_id, number, started_at, ended_at, outcome)
+         select id, attempt, 0, 0, 'crashed' from job order by id limit 1",
+    )
+    .await;
+    t.clock.advance(LEASE + Duration::from_secs(1));
+    assert_eq!(t.rescue().await, [(ids[1], JobState::Available), (ids[2], JobState::Available)]);
+    t.raw("delete from attempt where ended_at = 0").await;
+    assert_eq!(t.rescue().await, [(ids[0], JobState::Available)]);
 }
 
 async fn a_dead_process_costs_no_failure_and_at_the_third_crash_the_job(t: TestLedger) {

@@ -23,6 +23,7 @@ mod overload;
 mod postgres_ledger;
 mod schedules;
 mod spooling;
+mod stalls;
 mod stores;
 mod telemetry;
 mod vault;

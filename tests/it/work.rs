@@ -106,16 +106,49 @@ async fn a_backlog_that_no_bell_announces_is_worked_off_without_waiting_for_a_po
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::test]
-async fn an_attempt_whose_heartbeats_fail_is_stopped_and_records_nothing() {
+async fn an_attempt_whose_heartbeats_fail_is_stopped_and_given_back_uncharged() {
     let mut porter = Porter::start(Registry::default().with::<Watched>()).await;
     porter.ledger.break_methods(&["rescue"]);
     let id = porter.enqueue("watched", json!({})).await;
     porter.wait(id, JobState::Running).await;
-    porter.ledger.break_methods(&["heartbeat"]);
+    // As when the ledger is away for longer than the lease.
+    porter.ledger.break_methods(&["heartbeat", "finish", "claim"]);
     eventually("the attempt is stopped", async || (ENDED.load(Ordering::SeqCst) > 0).then_some(())).await;
-    assert_eq!(porter.ledger.calls("finish"), 0, "what is lost is not ours to record");
+    eventually("its end is tried again", async || (porter.ledger.calls("finish") > 2).then_some(())).await;
     let view = porter.queue.ledger().job(id).await.unwrap().unwrap();
     assert_eq!((view.state, view.attempts.len()), (JobState::Running, 1));
+    porter.ledger.mend();
+    let view = eventually("it is given back, and taken again", async || {
+        let view = porter.queue.ledger().job(id).await.unwrap().unwrap();
+        (view.attempts.len() == 2).then_some(view)
+    })
+    .await;
+    assert_eq!((view.crashes, view.failures), (0, 0));
+    assert_eq!(view.attempts[0].outcome.as_deref(), Some("interrupted"));
+    porter.stop().await;
+}
+
+static FREED: AtomicU32 = AtomicU32::new(0);
+
+#[tokio::test]
+async fn what_another_has_rescued_is_not_given_back_by_the_one_who_lost_it() {
+    let mut porter = Porter::start(Registry::default().with::<Lost>()).await;
+    let id = porter.enqueue("lost", json!({})).await;
+    porter.wait(id, JobState::Running).await;
+    porter.ledger.break_methods(&["heartbeat", "finish", "claim"]);
+    eventually("the attempt is stopped", async || (FREED.load(Ordering::SeqCst) > 0).then_some(())).await;
+    let now = porter.queue.clock().now();
+    porter.ledger.inner().rescue(schemas::Timestamp::MAX_UTC, 10, now).await.unwrap();
+    let kinds = vec!["lost".into()];
+    let claim = Claim { queue: "default".into(), kinds, limit: 1, worker: WorkerId::at(now), lease: LEASE * 1000 };
+    let other = porter.ledger.inner().claim(&claim, now).await.unwrap()[0].id;
+    let before = porter.ledger.calls("finish");
+    porter.ledger.mend();
+    eventually("it is tried", async || (porter.ledger.calls("finish") > before).then_some(())).await;
+    assert!(porter.queue.finish(Ended { attempt: other, outcome: Outcome::Completed { output: None } }).await.unwrap());
+    let view = porter.wait(id, JobState::Completed).await;
+    let outcomes: Vec<_> = view.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
+    assert_eq!(outcomes, [Some("crashed"), Some("completed")]);
     porter.stop().await;
 }
 
@@ -174,7 +207,11 @@ async fn a_job_that_crashed_twice_runs_alone() {
     assert!(porter.queue.finish(Ended { attempt: held, outcome: Outcome::Released }).await.unwrap());
     let view = porter.wait(id, JobState::Running).await;
     assert_eq!(view.crashes, 2);
-    NEIGHBOURS_MAY_END.add_permits(3);
+    // It does not keep others from beginning for long.
+    porter.enqueue("neighbour", json!({})).await;
+    let begun = eventually("another begins", async || (COMPANY.load(Ordering::SeqCst) == 4).then_some(()));
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("another begins while it waits");
+    NEIGHBOURS_MAY_END.add_permits(4);
     porter.wait(id, JobState::Completed).await;
     assert!(!MET_OTHERS.load(Ordering::SeqCst), "it did not begin in company");
     porter.stop().await;
@@ -272,6 +309,31 @@ impl Handler for Watched {
 
     async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
         let _says = SaysWhenDropped;
+        std::future::pending().await
+    }
+}
+
+/// Says in its own way when it is dropped.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Lost {}
+
+struct Frees;
+
+impl Drop for Frees {
+    fn drop(&mut self) {
+        FREED.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Handler for Lost {
+    const KIND: &'static str = "lost";
+    const SUMMARY: &'static str = "says when it is dropped";
+    const RETRY: RetryPolicy = AT_ONCE;
+    const TIME_LIMIT: Duration = Duration::from_hours(1);
+
+    async fn run(&self, _cx: &Context) -> Result<Output, Failure> {
+        let _frees = Frees;
         std::future::pending().await
     }
 }

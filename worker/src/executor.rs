@@ -26,8 +26,15 @@ use crate::world::World;
 /// From this many crashes on, a job runs alone in its process, so that no neighbour is suspected with it.
 const CRASHES_BEFORE_ALONE: i32 = 2;
 
-/// How long a job that must run alone waits for its neighbours to end before it is put off.
-const PATIENCE_FOR_NEIGHBOURS: Duration = Duration::from_mins(1);
+/// How long a job that must run alone waits for its neighbours to end. Nobody else may begin meanwhile, or it would never
+/// be alone where there is always something to do; so this is short.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
+/// How long it is then put off.
+const PUT_OFF: Duration = Duration::from_secs(30);
+
+/// How long an outcome is kept for a ledger that does not answer. What is not recorded by then is rescued as a crash.
+const PATIENCE_FOR_THE_LEDGER: Duration = Duration::from_mins(10);
 
 /// An output larger than this is refused: outputs are for conditions and messages, not for data.
 const LARGEST_OUTPUT: usize = 64 * 1024;
@@ -51,10 +58,7 @@ impl Executor {
         let span = span_of(&job);
         async {
             let mut beating = self.heart.begin(job.id, claimed);
-            let Some(outcome) = self.attempt(&job, &mut beating).await else {
-                warn!("the lease is lost; the attempt is stopped and records nothing");
-                return;
-            };
+            let outcome = self.attempt(&job, &mut beating).await;
             note(&outcome);
             self.record(Ended { attempt: job.id, outcome }, &beating).await;
         }
@@ -62,19 +66,23 @@ impl Executor {
         .await;
     }
 
-    /// The outcome; none when the lease was lost, because then it is not ours to say.
-    async fn attempt(&self, job: &ClaimedJob, beating: &mut Beating) -> Option<Outcome> {
+    /// The outcome. A lost lease is an interruption like any other: where nobody has taken the job meanwhile, giving it
+    /// back spares it the charge of a crash; where somebody has, the ledger refuses that.
+    async fn attempt(&self, job: &ClaimedJob, beating: &mut Beating) -> Outcome {
         let Some(kind) = self.registry.kind(&job.kind) else {
-            return Some(Outcome::Released); // Claims name the known kinds, so this is a worker's mistake, not the job's.
+            return Outcome::Released; // Claims name the known kinds, so this is a worker's mistake, not the job's.
         };
         tokio::select! {
-            biased;
+            biased; // The handler is never woken before its lease was looked at.
             interrupt = beating.interrupted() => match interrupt {
-                Interrupt::Cancel(reason) => Some(Outcome::Cancelled { reason }),
-                Interrupt::LeaseLost => None,
+                Interrupt::Cancel(reason) => Outcome::Cancelled { reason },
+                Interrupt::LeaseLost => {
+                    warn!("the lease may be lost; the attempt is stopped");
+                    Outcome::Released
+                }
             },
-            () = self.give_up.cancelled() => Some(Outcome::Released),
-            outcome = self.run_in_company(kind, job) => Some(outcome),
+            () = self.give_up.cancelled() => Outcome::Released,
+            outcome = self.run_in_company(kind, job) => outcome,
         }
     }
 
@@ -83,10 +91,10 @@ impl Executor {
             let _in_company = self.company.read().await;
             return self.run(kind, job).await;
         }
-        match tokio::time::timeout(PATIENCE_FOR_NEIGHBOURS, self.company.write()).await {
+        match tokio::time::timeout(STANDSTILL, self.company.write()).await {
             Ok(_alone) => self.run(kind, job).await,
             Err(_) => Outcome::Snoozed {
-                at: later(self, PATIENCE_FOR_NEIGHBOURS),
+                at: later(self, PUT_OFF),
                 reason: "it has crashed its process before and waits until it can run alone".into(),
             },
         }
@@ -128,8 +136,10 @@ impl Executor {
         Outcome::Discarded { error, notice: notice.map(Box::new) }
     }
 
-    /// Records the outcome, again and again until the lease ends: after that the job belongs to somebody else.
+    /// Records the outcome, again and again. The end of the lease does not end that: while the ledger is away nobody can
+    /// take the job, and as soon as somebody has, this is refused. A worker that stops does not wait for so long.
     async fn record(&self, ended: Ended, beating: &Beating) {
+        let last = Instant::now() + PATIENCE_FOR_THE_LEDGER;
         let mut pauses = Pauses::endless(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let error = match self.queue.finish(ended.clone()).await {
@@ -138,7 +148,8 @@ impl Executor {
                 Err(error) => error,
             };
             let pause = pauses.next_pause().unwrap_or(Duration::from_secs(2));
-            if Instant::now() + pause >= beating.lease_ends() || matches!(*error, LedgerError::Refused(_)) {
+            let last = if self.give_up.is_cancelled() { beating.lease_ends() } else { last };
+            if Instant::now() + pause >= last || matches!(*error, LedgerError::Refused(_)) {
                 return error!(error = &*error as &dyn std::error::Error, "the outcome could not be recorded");
             }
             tokio::time::sleep(pause).await;

@@ -2,7 +2,10 @@
 //! heartbeats do not arrive before anybody else may take its job.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use queue::Queue;
@@ -66,11 +69,14 @@ impl Heart {
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             due.tick().await;
+            let sent = Instant::now();
+            // After a pause an attempt whose time has passed is stopped whether this beat or the fence wakes first. It
+            // is beaten for nevertheless, so that nobody takes its job before its end is recorded.
+            self.fence_overdue();
             let attempts: Vec<AttemptId> = self.lock().keys().copied().collect();
             if attempts.is_empty() {
                 continue;
             }
-            let sent = Instant::now();
             let now = self.queue.clock().now();
             let beats = self.queue.ledger().heartbeat(&attempts, later(now, self.lease), now);
             match tokio::time::timeout(self.lease / 4, beats).await {
@@ -109,11 +115,18 @@ impl Heart {
         let mut look = tokio::time::interval(self.lease / 30);
         loop {
             look.tick().await;
-            let patience = self.lease * 2 / 3;
-            for pulse in self.lock().values().filter(|pulse| pulse.beaten.elapsed() >= patience) {
-                pulse.interrupt.send_replace(Some(Interrupt::LeaseLost));
-            }
+            self.fence_overdue();
         }
+    }
+
+    fn fence_overdue(&self) {
+        for pulse in self.lock().values().filter(|pulse| self.is_overdue(pulse)) {
+            pulse.interrupt.send_replace(Some(Interrupt::LeaseLost));
+        }
+    }
+
+    fn is_overdue(&self, pulse: &Pulse) -> bool {
+        pulse.beaten.elapsed() >= self.lease * 2 / 3
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<AttemptId, Pulse>> {
@@ -123,11 +136,24 @@ impl Heart {
 
 impl Beating {
     /// Ends when the attempt is to be stopped.
+    ///
+    /// Each time it is polled it looks at the lease itself. When a process goes on after a pause (it was stopped, or its
+    /// machine was), the handler may be woken before the fence is; whoever polls this first never goes on with a
+    /// handler whose time has passed. What the handler had given to the kernel before the pause can't be called back:
+    /// that is what steps of unknown outcome are for.
     pub(crate) async fn interrupted(&mut self) -> Interrupt {
-        match self.interrupt.wait_for(Option::is_some).await {
-            Ok(interrupt) => interrupt.clone().unwrap_or(Interrupt::LeaseLost),
-            Err(_) => Interrupt::LeaseLost,
-        }
+        let Self { heart, attempt, interrupt } = self;
+        let mut told = pin!(interrupt.wait_for(Option::is_some));
+        poll_fn(|cx| {
+            if heart.lock().get(attempt).is_none_or(|pulse| heart.is_overdue(pulse)) {
+                return Poll::Ready(Interrupt::LeaseLost);
+            }
+            told.as_mut().poll(cx).map(|told| match told {
+                Ok(interrupt) => interrupt.clone().unwrap_or(Interrupt::LeaseLost),
+                Err(_) => Interrupt::LeaseLost,
+            })
+        })
+        .await
     }
 
     /// When the lease that the ledger is known to have granted ends.

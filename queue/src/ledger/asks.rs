@@ -201,6 +201,14 @@ pub struct Rescued {
     pub bells: Bells,
 }
 
+impl Rescued {
+    /// And what it did in another transaction.
+    pub(crate) fn add(&mut self, more: Self) {
+        self.jobs.extend(more.jobs);
+        self.bells.merge(more.bells);
+    }
+}
+
 /// Who does something by hand, and why. Written to the audit in the same transaction.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]

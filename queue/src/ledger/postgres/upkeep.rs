@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use schemas::{AttemptId, JobId, JobState, Timestamp, TraceContext};
 use sqlx::{Connection, PgConnection};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
@@ -102,14 +103,21 @@ impl Upkeep for Postgres {
             if candidates.is_empty() {
                 return Ok(Rescued::default());
             }
-            let mut tx = begin(&self.hot).await?;
-            take_turn(&mut tx).await?;
-            let (jobs, runs): (Vec<Uuid>, Vec<Option<Uuid>>) = candidates.into_iter().unzip();
-            lock_runs(&mut tx, &runs.into_iter().flatten().collect::<Vec<_>>()).await?;
-            let orphans = orphans(&mut tx, &jobs, before).await?;
-            let rescued = self.rescue_all(&mut tx, orphans, now).await?;
-            commit(tx).await?;
-            Ok(rescued)
+            let refused = match self.rescue_together(&candidates, before, now).await {
+                Err(LedgerError::Refused(error)) => error,
+                rescued => return rescued,
+            };
+            // One that cannot be rescued must not keep back its neighbours.
+            let mut rescued = Rescued::default();
+            for candidate in &candidates {
+                match self.rescue_together(std::slice::from_ref(candidate), before, now).await {
+                    Ok(one) => rescued.add(one),
+                    Err(LedgerError::Refused(error)) => warn!(job.id = %candidate.0, %error, "it cannot be rescued"),
+                    Err(_) if !rescued.jobs.is_empty() => break, // These are rescued; the others are at the next turn.
+                    Err(error) => return Err(error),
+                }
+            }
+            if rescued.jobs.is_empty() { Err(LedgerError::Refused(refused)) } else { Ok(rescued) }
         })
         .await
     }
@@ -272,6 +280,23 @@ impl Postgres {
         settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
         tx.commit().await.map_err(unknown)?;
         Ok(after.bells)
+    }
+
+    /// Rescues all of these, or none.
+    async fn rescue_together(
+        &self,
+        candidates: &[(Uuid, Option<Uuid>)],
+        before: Timestamp,
+        now: Timestamp,
+    ) -> Result<Rescued, LedgerError> {
+        let mut tx = begin(&self.hot).await?;
+        take_turn(&mut tx).await?;
+        let (jobs, runs): (Vec<Uuid>, Vec<Option<Uuid>>) = candidates.iter().copied().unzip();
+        lock_runs(&mut tx, &runs.into_iter().flatten().collect::<Vec<_>>()).await?;
+        let orphans = orphans(&mut tx, &jobs, before).await?;
+        let rescued = self.rescue_all(&mut tx, orphans, now).await?;
+        commit(tx).await?;
+        Ok(rescued)
     }
 
     async fn rescue_all(

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use schemas::{AttemptId, JobId, JobState, Timestamp, TraceContext};
 use sqlx::SqliteConnection;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
@@ -92,17 +93,21 @@ impl Upkeep for Sqlite {
             if orphans.is_empty() {
                 return Ok(Rescued::default());
             }
-            let mut turn = self.write().await;
-            let mut tx = turn.begin().await?;
+            let refused = match self.rescue_together(&orphans, before, now).await {
+                Err(LedgerError::Refused(error)) => error,
+                rescued => return rescued,
+            };
+            // One that cannot be rescued must not keep back its neighbours.
             let mut rescued = Rescued::default();
-            let mut after = Aftermath::default();
-            for orphan in orphans {
-                rescued.jobs.extend(self.rescue_one(&mut tx, orphan, before, &mut after, now).await?);
+            for orphan in &orphans {
+                match self.rescue_together(std::slice::from_ref(orphan), before, now).await {
+                    Ok(one) => rescued.add(one),
+                    Err(LedgerError::Refused(error)) => warn!(job.id = %orphan.id, %error, "it cannot be rescued"),
+                    Err(_) if !rescued.jobs.is_empty() => break, // These are rescued; the others are at the next turn.
+                    Err(error) => return Err(error),
+                }
             }
-            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
-            commit(tx).await?;
-            rescued.bells = after.bells;
-            Ok(rescued)
+            if rescued.jobs.is_empty() { Err(LedgerError::Refused(refused)) } else { Ok(rescued) }
         })
         .await
     }
@@ -225,10 +230,30 @@ async fn orphans(readers: &sqlx::SqlitePool, before: Timestamp, limit: u32) -> R
 }
 
 impl Sqlite {
+    /// Rescues all of these, or none.
+    async fn rescue_together(
+        &self,
+        orphans: &[Orphan],
+        before: Timestamp,
+        now: Timestamp,
+    ) -> Result<Rescued, LedgerError> {
+        let mut turn = self.write().await;
+        let mut tx = turn.begin().await?;
+        let mut rescued = Rescued::default();
+        let mut after = Aftermath::default();
+        for orphan in orphans {
+            rescued.jobs.extend(self.rescue_one(&mut tx, orphan, before, &mut after, now).await?);
+        }
+        settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+        commit(tx).await?;
+        rescued.bells = after.bells;
+        Ok(rescued)
+    }
+
     async fn rescue_one(
         &self,
         tx: &mut SqliteConnection,
-        orphan: Orphan,
+        orphan: &Orphan,
         before: Timestamp,
         after: &mut Aftermath,
         now: Timestamp,
@@ -267,7 +292,7 @@ impl Sqlite {
             after.runs.extend(orphan.run_id);
         }
         let attempt = AttemptId { job, number: orphan.attempt };
-        Ok(Some(RescuedJob { attempt, kind: orphan.kind, state }))
+        Ok(Some(RescuedJob { attempt, kind: orphan.kind.clone(), state }))
     }
 }
 
