@@ -116,12 +116,14 @@ impl Postgres {
     }
 }
 
-/// Whether a connection that comes back to the pool still answers. The pool asks that itself, but without a deadline: where
-/// the network swallows everything it waits for as long as TCP does, a quarter of an hour, with the connection's place
-/// taken.
+/// Whether a connection that comes back to the pool still answers, and by a server that takes writes: one to a standby,
+/// reached by mistake or while the servers changed roles, is not kept. The pool asks whether it answers itself, but without
+/// a deadline: where the network swallows everything it waits for as long as TCP does, a quarter of an hour, with the
+/// connection's place taken.
 async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(CONNECT_WITHIN, connection.ping()).await {
-        Ok(answered) => answered.map(|()| true),
+    let is_primary = sqlx::query_scalar("select not pg_is_in_recovery()").fetch_one(connection);
+    match tokio::time::timeout(CONNECT_WITHIN, is_primary).await {
+        Ok(answered) => answered,
         Err(late) => Err(sqlx::Error::Io(late.into())),
     }
 }
