@@ -15,7 +15,7 @@ pub type NoticeOfDiscard = Arc<dyn Fn(JobId, &str, &str, Timestamp) -> Option<Ne
 pub struct QueueConfig {
     /// `sqlite:<path>` or `postgres://...`, with its password.
     pub ledger: String,
-    /// `in-process` or `amqp://...`, with its password.
+    /// `in-process` or `amqp://...`, with its password; several, with commas between them, are nodes of one cluster.
     pub broker: String,
     /// How long an attempt may go without a heartbeat before it is rescued.
     pub lease: Duration,

@@ -2,16 +2,15 @@
 //! workers live by bells again.
 
 mod node;
-mod world;
 
 use std::time::Duration;
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
+use tests::bell_world::{self as world, BROKER_QUEUE, World};
 use tests::porter::eventually;
 use tests::proxy::{Line, Proxy};
-use world::{BROKER_QUEUE, World};
 
 /// How many jobs are enqueued before, during and after each fault.
 const JOBS: usize = 40;

@@ -6,24 +6,15 @@ mod pooler;
 mod postgres;
 mod sqlite;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use axum::http::StatusCode;
 use chrono::Utc;
 use producer::source_type;
 use producer::sources::signed_sample;
 use tests::binary::Running;
+use tests::load::Load;
 use tests::porter::eventually;
-use tests::sender::{SECRET, Sender, configuration};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tests::sender::{SECRET, configuration};
 use uuid::Uuid;
-
-/// So many senders, each of which waits a moment between its deliveries.
-const SENDERS: usize = 8;
-const BETWEEN: Duration = Duration::from_millis(50);
 
 /// A porter with a source that sends again, beside the one that never does.
 fn with_vercel(ledger: &str) -> String {
@@ -47,47 +38,4 @@ async fn deploy_again(up: &Running, nonce: u128) -> StatusCode {
         (status != StatusCode::SERVICE_UNAVAILABLE).then_some(status)
     })
     .await
-}
-
-/// Senders that go on until told to stop.
-struct Load {
-    sender: Arc<Sender>,
-    stop: Arc<AtomicBool>,
-    senders: JoinSet<()>,
-}
-
-impl Load {
-    fn start(up: &Running, sender: &Arc<Sender>) -> Self {
-        let (sender, stop) = (Arc::clone(sender), Arc::new(AtomicBool::new(false)));
-        let mut senders = JoinSet::new();
-        for _ in 0..SENDERS {
-            let (sender, stop, door) = (Arc::clone(&sender), Arc::clone(&stop), up.server());
-            senders.spawn(async move {
-                while !stop.load(Ordering::SeqCst) {
-                    sender.push(&door, 1024).await;
-                    sleep(BETWEEN).await;
-                }
-            });
-        }
-        Self { sender, stop, senders }
-    }
-
-    /// Waits until so many more are signed for.
-    async fn wait_for(&self, more: usize) {
-        let before = self.sender.acknowledged().0;
-        eventually("deliveries are signed for", async || (self.sender.acknowledged().0 >= before + more).then_some(()))
-            .await;
-    }
-
-    /// Waits until so many more are in the spool.
-    async fn wait_for_spooled(&self, more: usize) {
-        let before = self.sender.acknowledged().1;
-        eventually("deliveries are spooled", async || (self.sender.acknowledged().1 >= before + more).then_some(()))
-            .await;
-    }
-
-    async fn stop(mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        while self.senders.join_next().await.is_some() {}
-    }
 }

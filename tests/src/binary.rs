@@ -18,6 +18,7 @@ pub struct House {
     environment: Vec<(String, String)>,
     /// What a shell does before it becomes the binary.
     prelude: Option<String>,
+    binary: PathBuf,
 }
 
 /// A running process of ours; killed when it is dropped.
@@ -32,7 +33,14 @@ impl House {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("nightporter.toml"), config).expect("the configuration is written");
-        Self { folder, environment: Vec::new(), prelude: None }
+        Self { folder, environment: Vec::new(), prelude: None, binary: binary() }
+    }
+
+    /// Runs another binary in it, an older one.
+    #[must_use]
+    pub fn with_binary(mut self, binary: impl Into<PathBuf>) -> Self {
+        self.binary = binary.into();
+        self
     }
 
     /// Sets variables for all commands that are run in it.
@@ -63,10 +71,10 @@ impl House {
     /// A command of the binary, with nothing of ours in its environment but what the tests set.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.prelude {
-            None => Command::new(binary()),
+            None => Command::new(&self.binary),
             Some(prelude) => {
                 let mut shell = Command::new("bash");
-                shell.args(["-c", &format!("{prelude} && exec \"$0\" \"$@\"")]).arg(binary());
+                shell.args(["-c", &format!("{prelude} && exec \"$0\" \"$@\"")]).arg(&self.binary);
                 shell
             }
         };

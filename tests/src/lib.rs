@@ -3,17 +3,20 @@
 
 pub mod api_world;
 pub mod backup_world;
+pub mod bell_world;
 pub mod binary;
 pub mod cutting;
 pub mod faulty;
 pub mod fuzz;
 pub mod ledgers;
+pub mod load;
 pub mod migration_world;
 pub mod otlp;
 pub mod pgbouncer;
 pub mod porter;
 pub mod postgres;
 pub mod proxy;
+pub mod rabbit_cluster;
 pub mod rabbitmq;
 pub mod receiver;
 pub mod s3;

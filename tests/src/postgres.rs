@@ -1,5 +1,6 @@
 //! Databases on the PostgreSQL server that `tests/run` started, and servers of a test's own.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
@@ -28,16 +29,27 @@ pub async fn fresh_database() -> String {
 pub struct PostgresServer {
     dir: TempDir,
     port: u16,
+    /// The port of the server whose standby it is at first.
+    primary: Option<u16>,
     child: Option<Child>,
 }
 
 impl PostgresServer {
     /// Starts an empty server and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_of(None).await
+    }
+
+    /// Starts a standby of this server, which streams from it, and waits until it answers.
+    pub async fn start_standby(&self) -> Self {
+        Self::start_of(Some(self.port)).await
+    }
+
+    async fn start_of(primary: Option<u16>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711); // The server is another user's.
         std::fs::set_permissions(dir.path(), open).expect("the folder is ours");
-        let mut server = Self { dir, port: three_free_ports(), child: None };
+        let mut server = Self { dir, port: three_free_ports(), primary, child: None };
         server.start_again().await;
         server
     }
@@ -47,12 +59,18 @@ impl PostgresServer {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// Its socket.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
     /// Starts it again, with the data that it had.
     pub async fn start_again(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log.txt")).expect("a log file");
         let child = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/servers/postgres"))
             .arg(self.dir.path().join("data"))
             .arg(self.port.to_string())
+            .args(self.primary.map(|port| port.to_string()))
             .stdin(Stdio::piped()) // held open: the server ends with it
             .stdout(log.try_clone().expect("the log file"))
             .stderr(log)

@@ -26,6 +26,7 @@ pub struct Proxy {
     line: watch::Sender<Line>,
     /// Connections that were made before this one are dead: neither side hears of it.
     oldest_alive: watch::Sender<usize>,
+    server: watch::Sender<SocketAddr>,
     made: Arc<AtomicUsize>,
 }
 
@@ -37,14 +38,21 @@ impl Proxy {
         let (line, oldest_alive) = (watch::Sender::new(Line::Good), watch::Sender::new(0));
         let made = Arc::new(AtomicUsize::new(0));
         let (of_line, of_alive, count) = (line.subscribe(), oldest_alive.subscribe(), Arc::clone(&made));
+        let (server, of_server) = watch::channel(server);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let number = count.fetch_add(1, Ordering::SeqCst);
                 let state = State { number, line: of_line.clone(), oldest_alive: of_alive.clone() };
+                let server = *of_server.borrow();
                 tokio::spawn(carry(client, server, state));
             }
         });
-        Self { address, line, oldest_alive, made }
+        Self { address, line, oldest_alive, server, made }
+    }
+
+    /// From now on new connections go to another server, as where a name or an address moves.
+    pub fn switch(&self, server: SocketAddr) {
+        self.server.send_replace(server);
     }
 
     /// Where it listens.

@@ -17,6 +17,8 @@ const START_WITHIN: Duration = Duration::from_mins(2);
 pub struct RabbitNode {
     dir: TempDir,
     port: u16,
+    /// Of all nodes of its cluster; none, where it is alone.
+    nodes: Vec<u16>,
     child: Option<Child>,
 }
 
@@ -24,9 +26,20 @@ impl RabbitNode {
     /// Starts a node and waits until it takes connections.
     pub async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut node = Self { dir, port: three_free_ports(), child: None };
+        let mut node = Self { dir, port: three_free_ports(), nodes: Vec::new(), child: None };
         node.start_again().await;
         node
+    }
+
+    /// A node of a cluster; it has not been started yet.
+    pub(crate) fn of_cluster(port: u16, nodes: &[u16]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        Self { dir, port, nodes: nodes.to_vec(), child: None }
+    }
+
+    /// Its name among Erlang nodes.
+    pub fn name(&self) -> String {
+        format!("np{}@localhost", self.port)
     }
 
     /// Where it is.
@@ -36,10 +49,17 @@ impl RabbitNode {
 
     /// Starts it again, with the data that it had.
     pub async fn start_again(&mut self) {
+        self.spawn();
+        self.answering().await;
+    }
+
+    /// Starts it, and does not wait.
+    pub(crate) fn spawn(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log.txt")).expect("a log file");
         let child = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/servers/rabbitmq"))
             .arg(self.dir.path())
             .arg(self.port.to_string())
+            .args(self.nodes.iter().map(ToString::to_string))
             .stdin(Stdio::piped()) // held open: the node ends with it
             .stdout(log.try_clone().expect("the log file"))
             .stderr(log)
@@ -47,6 +67,10 @@ impl RabbitNode {
             .spawn()
             .expect("tests/servers/rabbitmq");
         self.child = Some(child);
+    }
+
+    /// Waits until it takes connections.
+    pub(crate) async fn answering(&self) {
         let deadline = Instant::now() + START_WITHIN;
         while !self.answers().await {
             assert!(Instant::now() < deadline, "RabbitMQ did not start; its log:\n{}", self.log());
@@ -73,11 +97,11 @@ impl RabbitNode {
     /// Runs `rabbitmqctl` on it; what that prints.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let ran = tokio::process::Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
-            .args(["-q", "-n", &format!("np{}@localhost", self.port)])
+            .args(["-q", "-n", &self.name()])
             .args(arguments)
             .env("HOME", self.dir.path().join("home"))
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_EPMD_PORT", (self.port + 2).to_string())
+            .env("ERL_EPMD_PORT", (self.nodes.first().unwrap_or(&self.port) + 2).to_string())
             .env("LC_ALL", "C.UTF-8")
             .output();
         let ran = timeout(START_WITHIN, ran).await.expect("rabbitmqctl ends").expect("rabbitmqctl starts");

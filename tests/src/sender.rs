@@ -39,7 +39,7 @@ impl Default for Sender {
         drop(worker::world::http_client());
         Self {
             http: client.build().expect("the TLS library is set up"),
-            next: AtomicU64::new(0),
+            next: AtomicU64::new(1), // A commit of zeros is none.
             acknowledged: Mutex::default(),
             answers: Mutex::default(),
             without_retry_after: AtomicUsize::new(0),

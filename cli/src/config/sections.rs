@@ -50,7 +50,7 @@ pub(crate) struct QueueSection {
     /// `sqlite:<path>` or `postgres://...`.
     #[serde(deserialize_with = "text")]
     pub(crate) ledger: Address,
-    /// `in-process` or `amqp://...`.
+    /// `in-process` or `amqp://...`, which may be several with commas between them.
     #[serde(deserialize_with = "text")]
     pub(crate) broker: Address,
 }

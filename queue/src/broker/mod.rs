@@ -23,7 +23,8 @@ pub enum BrokerError {
     Unroutable(String),
 }
 
-/// Opens the broker that an address names: `in-process` or `amqp://...`.
+/// Opens the broker that an address names: `in-process` or `amqp://...`, which may be several with commas between them, the
+/// nodes of one cluster.
 pub async fn open(address: &str) -> Result<Arc<dyn Broker>, OpenError> {
     let scheme = address.split(':').next().unwrap_or_default();
     Ok(match scheme {

@@ -5,13 +5,13 @@ use std::time::Duration;
 use queue::Bell;
 use queue::broker::{self, BrokerError, Heard};
 use schemas::{JobId, TraceContext};
+use tests::bell_world::{self as world, BROKER_QUEUE, World};
 use tests::porter::eventually;
 use tests::proxy::Proxy;
 use tests::rabbitmq::RabbitNode;
 use uuid::Uuid;
 
 use super::JOBS;
-use super::world::{self, BROKER_QUEUE, World};
 
 /// RabbitMQ 3.10 writes down a moment later which queues it has: killed within it, it never finds a leader for the newest
 /// ones again. Nothing tells when that is done.

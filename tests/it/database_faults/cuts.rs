@@ -83,14 +83,14 @@ async fn under_load_commits_are_cut_and_what_was_signed_for_is_booked_once_and_d
     let (line, url) = behind_a_line().await;
     let house = House::new(&configuration(&line.url(&url)));
     let (up, sender) = (house.start("up"), Arc::new(Sender::default()));
-    let load = Load::start(&up, &sender);
+    let load = Load::start(&up.server(), &sender);
     load.wait_for(20).await;
     line.cut_every(7);
     load.wait_for(if tests::is_long() { 10_000 } else { 150 }).await;
     line.cut_every(0);
     load.stop().await;
     eventually("what was signed for is booked", async || sender.is_all_booked(&url).await.then_some(())).await;
-    super::postgres::done(&url).await;
+    tests::load::done(&url).await;
     let (acknowledged, spooled) = sender.acknowledged();
     assert!(line.cuts() > 3, "only {} commits were cut", line.cuts());
     println!("{} commits cut, {acknowledged} signed for, {spooled} by the spool, all booked once", line.cuts());

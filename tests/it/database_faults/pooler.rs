@@ -22,7 +22,7 @@ async fn a_pooler_of_sessions_is_passed_through_though_it_is_killed_under_load()
     }
     let house = House::new(&configuration(&through));
     let (mut up, sender) = (house.start("up"), Arc::new(Sender::default()));
-    let load = Load::start(&up, &sender);
+    let load = Load::start(&up.server(), &sender);
     load.wait_for(50).await;
     pooler.kill();
     load.wait_for_spooled(5).await;
@@ -30,7 +30,7 @@ async fn a_pooler_of_sessions_is_passed_through_though_it_is_killed_under_load()
     load.wait_for(50).await;
     load.stop().await;
     eventually("what was signed for is booked", async || sender.is_all_booked(&url).await.then_some(())).await;
-    super::postgres::done(&url).await;
+    tests::load::done(&url).await;
     assert!(up.is_alive());
     println!("{:?} signed for and by the spool, all done", sender.acknowledged());
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sqlx::{Connection, Executor, PgConnection};
 use tests::binary::House;
+use tests::load::{booked, done};
 use tests::porter::eventually;
 use tests::postgres::PostgresServer;
 use tests::sender::Sender;
@@ -13,23 +14,6 @@ use super::{Load, deploy, deploy_again, with_vercel};
 /// How often the server is killed.
 fn kills() -> usize {
     if tests::is_long() { 30 } else { 2 }
-}
-
-/// Waits until no job waits or runs, and checks that all completed.
-pub(super) async fn done(url: &str) {
-    eventually("all jobs are done", async || {
-        let mut ledger = PgConnection::connect(url).await.ok()?;
-        let left = sqlx::query_scalar::<_, i64>("select count(*) from nightporter.job").fetch_one(&mut ledger).await;
-        left.is_ok_and(|left| left == 0).then_some(())
-    })
-    .await;
-    let mut ledger = PgConnection::connect(url).await.unwrap();
-    let others = "select count(*) from nightporter.history where state <> 5";
-    assert_eq!(sqlx::query_scalar::<_, i64>(others).fetch_one(&mut ledger).await.unwrap(), 0, "not all completed");
-}
-
-async fn booked(sender: &Sender, url: &str) {
-    eventually("what was signed for is booked", async || sender.is_all_booked(url).await.then_some(())).await;
 }
 
 async fn run(url: &str, statements: &[&'static str]) {
@@ -45,7 +29,7 @@ async fn producers_and_workers_go_on_by_themselves_when_a_killed_server_is_back(
     let (url, sender) = (postgres.url(), Arc::new(Sender::default()));
     let house = House::new(&with_vercel(&url));
     let mut up = house.start("up");
-    let load = Load::start(&up, &sender);
+    let load = Load::start(&up.server(), &sender);
     for kill in 1..=kills() {
         load.wait_for(30).await;
         postgres.kill();
@@ -68,7 +52,7 @@ async fn a_server_that_only_reads_is_waited_for() {
     let (url, sender) = (postgres.url(), Arc::new(Sender::default()));
     let house = House::new(&with_vercel(&url));
     let mut up = house.start("up");
-    let load = Load::start(&up, &sender);
+    let load = Load::start(&up.server(), &sender);
     load.wait_for(30).await;
     run(&url, &["alter system set default_transaction_read_only = on", "select pg_reload_conf()"]).await;
     load.wait_for_spooled(20).await;
@@ -97,7 +81,7 @@ async fn a_server_without_room_is_waited_for() {
     let (url, sender) = (postgres.url(), Arc::new(Sender::default()));
     let house = House::new(&with_vercel(&url));
     let mut up = house.start("up");
-    let load = Load::start(&up, &sender);
+    let load = Load::start(&up.server(), &sender);
     load.wait_for(30).await;
     // Old events, so many that their file is longer than there is room, and so small that they fill it.
     let fill = "insert into nightporter.event (id, source, kind, delivery_id, time, data, standing, received_at, config_digest)

@@ -40,7 +40,7 @@ async fn a_disk_without_room_is_waited_for() {
     // Like a full disk, a file that may not grow gives an error, and no signal.
     let house = House::new(&with_vercel("sqlite:ledger.db")).with_prelude("trap '' XFSZ");
     let (mut up, sender) = (house.start("up"), Arc::new(Sender::default()));
-    let load = Load::start(&up, &sender);
+    let load = Load::start(&up.server(), &sender);
     load.wait_for(50).await;
     // Deliveries in the spool are smaller.
     limit_files(up.pid(), "20000");
@@ -61,7 +61,7 @@ async fn a_process_that_is_killed_as_it_writes_leaves_a_whole_ledger() {
     let sender = Arc::new(Sender::default());
     for kill in 0..kills() {
         let up = house.start("up");
-        let load = Load::start(&up, &sender);
+        let load = Load::start(&up.server(), &sender);
         load.wait_for(5 + kill * 7).await;
         up.kill();
         load.stop().await;

@@ -38,18 +38,20 @@ pub(super) struct Link {
 /// One connection, from its making to its end.
 #[derive(Clone)]
 pub(super) struct Live {
+    /// Its host and port, for people.
+    node: String,
     connection: Arc<Connection>,
     broken: CancellationToken,
 }
 
 impl Link {
-    /// Connects, within the deadline, and supervises the connection from then on.
-    pub(super) async fn connect(url: &str) -> Result<Self, BrokerError> {
-        let uri = parse(url)?;
-        let first = dial(&uri).await.map_err(|fault| unavailable(&uri, &fault))?;
+    /// Connects to the first node that answers, each within the deadline, and supervises the connection from then on.
+    pub(super) async fn connect(addresses: &str) -> Result<Self, BrokerError> {
+        let nodes = split(addresses).into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let first = dial_any(&nodes).await.map_err(BrokerError::Unavailable)?;
         let (tell, live) = watch::channel(Some(first));
         let (stop, supervisor) = (CancellationToken::new(), TaskTracker::new());
-        supervisor.spawn(supervise(uri, tell, stop.clone()));
+        supervisor.spawn(supervise(nodes, tell, stop.clone()));
         supervisor.close();
         Ok(Self { live, stop, supervisor })
     }
@@ -142,14 +144,14 @@ impl Live {
     }
 }
 
-async fn supervise(uri: AMQPUri, tell: watch::Sender<Option<Live>>, stop: CancellationToken) {
+async fn supervise(nodes: Vec<AMQPUri>, tell: watch::Sender<Option<Live>>, stop: CancellationToken) {
     let mut pauses = Pauses::endless(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         let live = tell.borrow().clone();
         if let Some(live) = live {
             let since = Instant::now();
             tokio::select! {
-                () = live.ended() => warn!(host = uri.authority.host, "lost the connection to the broker"),
+                () = live.ended() => warn!(node = live.node, "lost the connection to the broker"),
                 () = stop.cancelled() => return live.hang_up().await,
             }
             tell.send_replace(None);
@@ -163,22 +165,45 @@ async fn supervise(uri: AMQPUri, tell: watch::Sender<Option<Live>>, stop: Cancel
             () = tokio::time::sleep(pauses.next_pause().unwrap_or(LONGEST_PAUSE)) => {}
             () = stop.cancelled() => return,
         }
-        match dial(&uri).await {
+        match dial_any(&nodes).await {
             Ok(live) => {
-                info!(host = uri.authority.host, "connected to the broker again");
+                info!(node = live.node, "connected to the broker again");
                 tell.send_replace(Some(live));
             }
-            Err(fault) => {
-                warn!(host = uri.authority.host, error = fault.text, "cannot connect to the broker; trying again");
-            }
+            Err(error) => warn!(error, "cannot connect to the broker; trying again"),
         }
     }
 }
 
-async fn dial(uri: &AMQPUri) -> Result<Live, Fault> {
+/// Asks the nodes in turn; what was wrong with each of them, if none answers.
+async fn dial_any(nodes: &[AMQPUri]) -> Result<Live, String> {
+    let mut faults = Vec::new();
+    for node in nodes {
+        match dial(node).await {
+            Ok(live) => return Ok(live),
+            Err(fault) => faults.push(unavailable(node, &fault)),
+        }
+    }
+    Err(format!("{}; is it running, and is the address in `queue.broker` right?", faults.join("; ")))
+}
+
+async fn dial(node: &AMQPUri) -> Result<Live, Fault> {
     let properties = ConnectionProperties::default().with_connection_name("nightporter".into());
-    let connection = within("connect", Connection::connect_uri(uri.clone(), properties)).await?;
-    Ok(Live { connection: Arc::new(connection), broken: CancellationToken::new() })
+    let connection = within("connect", Connection::connect_uri(node.clone(), properties)).await?;
+    let node = format!("{}:{}", node.authority.host, node.authority.port);
+    Ok(Live { node, connection: Arc::new(connection), broken: CancellationToken::new() })
+}
+
+/// The addresses of the nodes of one cluster. A comma that stands elsewhere (in a password) separates nothing.
+fn split(addresses: &str) -> Vec<&str> {
+    let mut nodes = vec![];
+    let mut rest = addresses;
+    while let Some(comma) = [",amqp://", ",amqps://"].iter().filter_map(|next| rest.find(next)).min() {
+        nodes.push(&rest[..comma]);
+        rest = &rest[comma + 1..];
+    }
+    nodes.push(rest);
+    nodes
 }
 
 fn parse(url: &str) -> Result<AMQPUri, BrokerError> {
@@ -190,10 +215,19 @@ fn parse(url: &str) -> Result<AMQPUri, BrokerError> {
     Ok(uri)
 }
 
-fn unavailable(uri: &AMQPUri, fault: &Fault) -> BrokerError {
-    let authority = &uri.authority;
-    BrokerError::Unavailable(format!(
-        "{} at {}:{}, as user {}; is it running, and is the address in `queue.broker` right?",
-        fault.text, authority.host, authority.port, authority.userinfo.username
-    ))
+fn unavailable(node: &AMQPUri, fault: &Fault) -> String {
+    let authority = &node.authority;
+    format!("{} at {}:{}, as user {}", fault.text, authority.host, authority.port, authority.userinfo.username)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_nodes_is_split_between_addresses_alone() {
+        assert_eq!(split("amqp://a:p,w@one/%2f"), ["amqp://a:p,w@one/%2f"]);
+        let nodes = split("amqp://one/%2f,amqps://two/%2f,amqp://three/%2f");
+        assert_eq!(nodes, ["amqp://one/%2f", "amqps://two/%2f", "amqp://three/%2f"]);
+    }
 }

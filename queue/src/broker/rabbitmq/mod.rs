@@ -37,9 +37,9 @@ pub(crate) struct RabbitMq {
 
 impl RabbitMq {
     /// Connects; fails within the deadline where the broker is away. From then on it comes back by itself, without end.
-    pub(crate) async fn connect(url: &str) -> Result<Self, BrokerError> {
+    pub(crate) async fn connect(addresses: &str) -> Result<Self, BrokerError> {
         // Two connections: where the broker holds back those who publish, those who consume go on.
-        let (publishing, listening) = futures_util::try_join!(Link::connect(url), Link::connect(url))?;
+        let (publishing, listening) = futures_util::try_join!(Link::connect(addresses), Link::connect(addresses))?;
         Ok(Self { publisher: Publisher::new(publishing), listening })
     }
 }

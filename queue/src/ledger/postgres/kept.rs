@@ -63,7 +63,7 @@ impl Kept {
     /// Where one does not answer, those that have rested even longer won't either.
     async fn still_answers(&self, connection: &mut PgConnection) -> bool {
         let others = std::mem::take(&mut *self.lock());
-        let well = answers(connection).await.is_ok();
+        let well = answers(connection).await.unwrap_or(false);
         if well {
             self.lock().splice(0..0, others);
         }

@@ -112,14 +112,19 @@ impl Postgres {
     }
 }
 
-/// Whether a connection that comes back to the pool still answers. The pool asks that itself, but without a deadline: where
-/// the network swallows everything it waits for as long as TCP does, a quarter of an hour, with the connection's place
-/// taken.
+/// Whether a connection that comes back to the pool still answers, and by a server that takes writes: one to a standby,
+/// reached by mistake or while the servers changed roles, is not kept. The pool asks whether it answers itself, but without
+/// a deadline: where the network swallows everything it waits for as long as TCP does, a quarter of an hour, with the
+/// connection's place taken.
 async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(CONNECT_WITHIN, connection.ping()).await {
-        Ok(answered) => answered.map(|()| true),
+    match tokio::time::timeout(CONNECT_WITHIN, is_standby(connection)).await {
+        Ok(answered) => answered.map(|is_standby| !is_standby),
         Err(late) => Err(sqlx::Error::Io(late.into())),
     }
+}
+
+async fn is_standby(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(connection).await
 }
 
 /// A transaction on a connection of the caller's.
@@ -209,6 +214,12 @@ async fn migrate(way: &Way) -> Result<(), OpenError> {
         Ok(connected) => connected.map_err(|error| cannot_open(away, error))?,
         Err(late) => return Err(cannot_open(away, late)),
     };
+    if is_standby(&mut connection).await.map_err(|error| cannot_open(away, error))? {
+        return Err(cannot_open(
+            "`queue.ledger` leads to a standby; let it lead to the primary",
+            "the server only reads",
+        ));
+    }
     make_schema(&mut connection)
         .await
         .map_err(|error| cannot_open("its schema `nightporter` cannot be made; may this user create one?", error))?;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::porter::eventually;
+use crate::proxy::Proxy;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use queue::broker::{self, Broker, BrokerError, Heard, Listener};
@@ -16,8 +18,6 @@ use schemars::JsonSchema;
 use schemas::NewJob;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tests::porter::eventually;
-use tests::proxy::Proxy;
 use tokio::sync::Barrier;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,12 +25,13 @@ use uuid::Uuid;
 use worker::{Context, Failure, Handler, Output, Registry, Worker, WorkerConfig, WorldConfig};
 
 /// The queue of these jobs, as the broker calls it.
-pub(super) const BROKER_QUEUE: &str = "nightporter.faults";
+pub const BROKER_QUEUE: &str = "nightporter.faults";
 
 /// So many attempts run at once.
 const PERMITS: usize = 4;
 
-pub(super) struct World {
+/// A producer and a worker, with a ledger of their own.
+pub struct World {
     id: Uuid,
     effects: Arc<Effects>,
     /// What enqueues; not the worker's.
@@ -43,8 +44,8 @@ pub(super) struct World {
 
 impl World {
     /// Starts both, on a ledger of their own and this broker.
-    pub(super) async fn start(broker: &str) -> Self {
-        let database = tests::postgres::fresh_database().await;
+    pub async fn start(broker: &str) -> Self {
+        let database = crate::postgres::fresh_database().await;
         let producer = Queue::open(&QueueConfig::new(&database, broker)).await.unwrap();
         let bells = Arc::new(AtomicUsize::new(0));
         let counting = Counting { broker: broker::open(broker).await.unwrap(), bells: Arc::clone(&bells) };
@@ -73,7 +74,7 @@ impl World {
     }
 
     /// Enqueues jobs, all of which the ledger acknowledges.
-    pub(super) async fn enqueue(&self, jobs: usize) {
+    pub async fn enqueue(&self, jobs: usize) {
         let jobs = (0..jobs).map(|_| self.job(false)).collect::<Vec<_>>();
         for done in join_all(jobs.into_iter().map(|job| self.producer.enqueue(job))).await {
             done.unwrap();
@@ -85,12 +86,12 @@ impl World {
         let args = json!({"world": self.id, "number": number, "meets": meets}).to_string();
         NewJob {
             queue: Count::QUEUE.into(),
-            ..tests::ledgers::new_job(Count::KIND, &args, self.producer.clock().now())
+            ..crate::ledgers::new_job(Count::KIND, &args, self.producer.clock().now())
         }
     }
 
     /// Waits until every job that was acknowledged has had its effect, and checks that none has had it twice.
-    pub(super) async fn settled(&self) {
+    pub async fn settled(&self) {
         let all = self.acknowledged.load(Ordering::SeqCst);
         let missing = || {
             let counts = self.effects.counts.lock().unwrap();
@@ -103,7 +104,7 @@ impl World {
     }
 
     /// The fault is over: bells are heard again, and everything is done. Says how long it took.
-    pub(super) async fn recovered(&self, fault: &str, jobs: usize) {
+    pub async fn recovered(&self, fault: &str, jobs: usize) {
         let start = Instant::now();
         self.hears_bells().await;
         let heard = start.elapsed();
@@ -130,7 +131,7 @@ impl World {
     }
 
     /// All permits are there, and no more; then everything ends in good order.
-    pub(super) async fn ends(self, what: &str) {
+    pub async fn ends(self, what: &str) {
         let jobs: Vec<_> = (0..PERMITS).map(|_| self.job(true)).collect();
         for job in jobs {
             self.producer.enqueue(job).await.unwrap();
@@ -139,7 +140,7 @@ impl World {
         assert_eq!(self.effects.most_at_once.load(Ordering::SeqCst), PERMITS, "as many at once as there are permits");
         self.stop.cancel();
         self.tasks.close();
-        let ended = tokio::time::timeout(tests::porter::PATIENCE, self.tasks.wait()).await;
+        let ended = tokio::time::timeout(crate::porter::PATIENCE, self.tasks.wait()).await;
         assert!(ended.is_ok(), "the worker does not end");
         self.producer.close(Duration::from_secs(1)).await;
         println!("{what}: {} jobs in all, each done once", self.acknowledged.load(Ordering::SeqCst));
@@ -250,13 +251,13 @@ impl Listener for CountingEar {
 }
 
 /// The socket of a broker.
-pub(super) fn address_of(url: &str) -> SocketAddr {
+pub fn address_of(url: &str) -> SocketAddr {
     let url = url::Url::parse(url).unwrap();
     format!("{}:{}", url.host_str().unwrap(), url.port().unwrap()).parse().unwrap()
 }
 
 /// The address of a broker by way of a proxy, with more settings.
-pub(super) fn through(proxy: &Proxy, url: &str, settings: &str) -> String {
+pub fn through(proxy: &Proxy, url: &str, settings: &str) -> String {
     let mut url = url::Url::parse(url).unwrap();
     url.set_port(Some(proxy.address().port())).unwrap();
     format!("{url}{settings}")
