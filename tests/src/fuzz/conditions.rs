@@ -40,12 +40,11 @@ pub fn condition(data: &[u8]) {
     if let Err(error) = first
         && problems.is_empty()
         && !reads_raw
-        && !text.contains('[')
+        && !text.contains(['[', '{'])
     // What is looked up by a computed name only shows then.
     {
         let error = error.to_string();
-        let unknown = ["No such key", "Undeclared reference"].iter().any(|words| error.contains(words));
-        assert!(!unknown, "it was checked, and yet: {error}");
+        assert!(!error.contains("No such key"), "it was checked, and yet: {error}");
     }
 }
 

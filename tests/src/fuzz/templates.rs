@@ -28,7 +28,10 @@ pub fn template(data: &[u8]) {
         }
         Err(error) if problems.is_empty() && !reads_raw && !text.contains(['[', '|', '%']) => {
             let error = error.to_string();
-            assert!(!error.contains("undefined") && !error.contains("unknown"), "it was checked, and yet: {error}");
+            // Fields of what is no variable (`-1.git`) are nothing that a check of names can know.
+            let names_a_variable = ["`event", "`inputs"].iter().any(|name| error.contains(name));
+            let unknown = error.contains("undefined") || error.contains("unknown");
+            assert!(!(unknown && names_a_variable), "it was checked, and yet: {error}");
         }
         Err(_) => {}
     }
