@@ -210,7 +210,8 @@ struct TakenRow {
 }
 
 /// What is not due is `scheduled`, so a claim asks for no time; what others are claiming now is skipped. Each priority is a
-/// scan of its own, from its floor on, and the next one is begun only when the ones before it were not enough. A paused
+/// scan of its own, from its floor on, and the next one is begun only when the ones before it were not enough. What it
+/// found is looked up by id, by force, for the reason that stands at [`FINISH`]. A paused
 /// kind is not let in; what slipped in while it was being paused waits here.
 const CLAIM: &str = "
     with c as materialized (
@@ -221,12 +222,12 @@ const CLAIM: &str = "
       where not exists (select 1 from pause where what = 'queue' and name = $1)
       limit $3),
     r as (
-      update job j set state = 3, attempt = attempt + 1, started_at = $4, lease_until = $5, worker = $6, reason = null
-      from c where j.id = c.id
-      returning j.id, j.attempt, j.kind, j.queue, j.priority, j.run_at, j.failures, j.crashes, j.created_at, j.run_id)
+      update job set state = 3, attempt = attempt + 1, started_at = $4, lease_until = $5, worker = $6, reason = null
+      where id = any(array(select id from c))
+      returning id, attempt, kind, queue, priority, run_at, failures, crashes, created_at, run_id)
     select r.id, r.attempt, r.kind, a.args, r.queue, r.priority, r.failures, r.crashes, r.created_at, a.event_id,
            r.run_id, a.traceparent, a.tracestate, r.run_at
-    from r join job_args a on a.id = r.id
+    from r cross join lateral (select * from job_args where id = r.id limit 1) a
     order by r.priority, r.run_at, r.id";
 
 /// Writes the ends of attempts that are not stale, and says which those are. `$10` is false where nothing may be written
