@@ -163,7 +163,7 @@ pub struct Ended {
     pub outcome: Outcome,
 }
 
-/// What [`Work::finish`] did.
+/// What [`super::Work::finish`] did.
 #[derive(Clone, Debug, Default)]
 pub struct Finished {
     /// For each ended attempt, in order: whether it was recorded. False: it was stale, nothing was written for it.
