@@ -51,8 +51,9 @@ pub(super) async fn end_jobs(
                      coalesce(u.crashes, j.crashes) as crashes, j.created_at, j.started_at, j.worker, j.run_id,
                      u.reason, u.for_failure, j.gated),
          freed as (
-           delete from held_key k using gone g, job_args a
-           where g.new_state in (7, 8) and a.id = g.id and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
+           delete from held_key k
+           using gone g cross join lateral (select key_scope, key from job_args where id = g.id limit 1) a
+           where g.new_state in (7, 8) and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
          past as (
            insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
                                 finished_at, worker, run_id, reason, for_failure)

@@ -261,8 +261,9 @@ const FINISH: &str = "
              run_id, message, output
       from gone),
     freed as (
-      delete from held_key k using gone g, job_args a
-      where g.new_state in (7, 8) and a.id = g.id and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
+      delete from held_key k
+      using gone g cross join lateral (select key_scope, key from job_args where id = g.id limit 1) a
+      where g.new_state in (7, 8) and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
     waits as (
       update job j set state = h.new_state, run_at = h.put_off, failures = failures + h.failed, reason = h.message,
                        lease_until = null, worker = null
