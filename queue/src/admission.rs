@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use schemas::{JobId, Limit, Rate, Timestamp};
 
-use crate::clock::later;
+use crate::clock::{earlier, later};
 
 /// A job that stands at the door.
 #[derive(Clone, Debug)]
@@ -84,8 +84,7 @@ impl House {
     fn next_turn(&self, key: &str, rate: Rate, now: Timestamp) -> Timestamp {
         let Some(full_at) = self.full_at.get(key) else { return now };
         let slack = rate.period.saturating_sub(rate.interval());
-        let turn = *full_at - slack;
-        turn.max(now)
+        earlier(*full_at, slack).max(now)
     }
 }
 

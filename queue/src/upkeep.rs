@@ -139,10 +139,11 @@ pub(crate) async fn rescue(queue: &Queue, before: Timestamp) -> Result<(), Ledge
 pub(crate) async fn review(queue: &Queue) -> Result<(), LedgerError> {
     loop {
         let bells = queue.ledger().review(ROWS, queue.clock().now()).await?;
-        if bells.is_empty() {
+        let nobody_came_in = bells.is_empty();
+        queue.ring(bells); // also where some were only given a later turn: the promoter is to know
+        if nobody_came_in {
             return Ok(());
         }
-        queue.ring(bells);
     }
 }
 

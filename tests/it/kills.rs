@@ -1,7 +1,7 @@
 //! Processes are killed: at any moment, and at every point right before and after something is persisted. What was
 //! acknowledged is done, and done once; nothing else is.
 //!
-//! 45 kills, of them 35 at named points; `NIGHTPORTER_TEST_LONG=1` makes nine times as many.
+//! 46 kills, of them 36 at named points; `NIGHTPORTER_TEST_LONG=1` makes some four hundred.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

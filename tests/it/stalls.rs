@@ -380,7 +380,7 @@ impl Handler for Pauses {
 
     async fn run(&self, cx: &Context) -> Result<Output, Failure> {
         if cx.job().attempt.number == 1 {
-            std::thread::sleep(LEASE);
+            std::thread::sleep(LEASE); // not to wait for anything: this is the pause, of the thread that runs it all
             let mut yielded = false;
             std::future::poll_fn(|waking| {
                 waking.waker().wake_by_ref(); // before any timer can fire
