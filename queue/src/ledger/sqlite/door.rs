@@ -41,11 +41,11 @@ pub(super) async fn settle(
 }
 
 /// Takes jobs out of the room that they have at their limits: the keys where there is room now.
-pub(super) async fn leave(
-    tx: &mut SqliteConnection,
-    jobs: impl IntoIterator<Item = Uuid>,
-) -> Result<BTreeSet<String>, LedgerError> {
-    let jobs = ids(jobs);
+pub(super) async fn leave(tx: &mut SqliteConnection, jobs: &[Uuid]) -> Result<BTreeSet<String>, LedgerError> {
+    if jobs.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let jobs = ids(jobs.iter().copied());
     let freed: Vec<String> = sqlx::query_scalar(
         "select distinct key from job_limit
          where job_id in (select unhex(value) from json_each(?1)) and standing = ?2",

@@ -15,44 +15,20 @@ use super::super::{
 };
 use super::door::settle;
 use super::storing::{hex, insert_jobs, insert_run};
+use super::writer::SharedWrite;
 use super::{Sqlite, commit, in_time, unavailable};
 use crate::bell::Bells;
 use crate::clock::{earlier, later};
+use crate::config::NoticeOfDiscard;
 
 #[async_trait]
 impl Intake for Sqlite {
     async fn accept(&self, deliveries: &[NewDelivery], now: Timestamp) -> Result<(Vec<Receipt>, Bells), LedgerError> {
-        in_time(async {
-            let mut turn = self.write().await;
-            let mut tx = turn.begin().await?;
-            let mut after = Aftermath::default();
-            let new = insert_delivery_keys(&mut tx, deliveries, now).await?;
-            let mut receipts = Vec::with_capacity(deliveries.len());
-            for delivery in deliveries {
-                receipts.push(if new.contains(&delivery.event.id.0) {
-                    book(&mut tx, delivery, &mut after, now).await?
-                } else {
-                    receipt_of_known(&mut tx, delivery).await?
-                });
-            }
-            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
-            commit(tx).await?;
-            Ok((receipts, after.bells))
-        })
-        .await
+        self.share(&Acceptance { deliveries, notice: self.notice.as_ref(), now }).await
     }
 
     async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
-        in_time(async {
-            let mut turn = self.write().await;
-            let mut tx = turn.begin().await?;
-            let mut after = Aftermath::default();
-            let enqueued = insert_jobs(&mut tx, jobs, None, &mut after, now).await?;
-            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
-            commit(tx).await?;
-            Ok((enqueued, after.bells))
-        })
-        .await
+        self.share(&Storing { jobs, notice: self.notice.as_ref(), now }).await
     }
 
     async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
@@ -107,6 +83,50 @@ impl Intake for Sqlite {
             Ok(Fired::Now(after.bells))
         })
         .await
+    }
+}
+
+struct Acceptance<'a> {
+    deliveries: &'a [NewDelivery],
+    notice: Option<&'a NoticeOfDiscard>,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl SharedWrite for Acceptance<'_> {
+    type Answer = (Vec<Receipt>, Bells);
+
+    async fn write(&self, tx: &mut SqliteConnection) -> Result<Self::Answer, LedgerError> {
+        let mut after = Aftermath::default();
+        let new = insert_delivery_keys(tx, self.deliveries, self.now).await?;
+        let mut receipts = Vec::with_capacity(self.deliveries.len());
+        for delivery in self.deliveries {
+            receipts.push(if new.contains(&delivery.event.id.0) {
+                book(tx, delivery, &mut after, self.now).await?
+            } else {
+                receipt_of_known(tx, delivery).await?
+            });
+        }
+        settle(tx, &mut after, self.notice, self.now).await?;
+        Ok((receipts, after.bells))
+    }
+}
+
+struct Storing<'a> {
+    jobs: &'a [NewJob],
+    notice: Option<&'a NoticeOfDiscard>,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl SharedWrite for Storing<'_> {
+    type Answer = (Vec<Enqueued<JobId>>, Bells);
+
+    async fn write(&self, tx: &mut SqliteConnection) -> Result<Self::Answer, LedgerError> {
+        let mut after = Aftermath::default();
+        let enqueued = insert_jobs(tx, self.jobs, None, &mut after, self.now).await?;
+        settle(tx, &mut after, self.notice, self.now).await?;
+        Ok((enqueued, after.bells))
     }
 }
 

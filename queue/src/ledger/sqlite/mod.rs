@@ -11,7 +11,9 @@ mod retry;
 mod runs;
 mod storing;
 mod upkeep;
+mod values;
 mod work;
+mod writer;
 
 use std::fs::{File, TryLockError};
 use std::future::Future;
@@ -24,8 +26,8 @@ use schemas::Timestamp;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, SqliteConnection, SqlitePool, SqliteTransaction};
-use tokio::sync::{Mutex, MutexGuard};
 
+use self::writer::{SharedWrite, Turn, Writer};
 use super::{EngineConfig, LedgerError};
 use crate::OpenError;
 use crate::config::NoticeOfDiscard;
@@ -35,13 +37,24 @@ static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 /// Every call ends within this, the wait for the writer's turn included.
 const DEADLINE: Duration = Duration::from_secs(15);
 
+/// Prepared statements that a connection keeps: those with lists of values come in nine sizes each.
+const STATEMENTS: usize = 256;
+
+/// Rows on their way from the statement to its reader: a whole batch, so that neither waits for the other.
+const ROWS: usize = 512;
+
+/// Pages that a connection keeps, in KiB (that is what the sign says): the hot tables and the ends of the others.
+const CACHE: &str = "-16384";
+
+/// The log is copied into the file each so many pages (16 MB). A page that many commits wrote meanwhile is copied once.
+const CHECKPOINT: &str = "4000";
+
 /// Connections for reading.
 const READERS: u32 = 4;
 
 /// The embedded ledger.
 pub(crate) struct Sqlite {
-    writer: Mutex<SqliteConnection>,
-    options: SqliteConnectOptions,
+    writer: Writer,
     readers: SqlitePool,
     notice: Option<NoticeOfDiscard>,
     /// Held for as long as the ledger is open.
@@ -55,6 +68,10 @@ impl Sqlite {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .statement_cache_capacity(STATEMENTS)
+            .row_buffer_size(ROWS)
+            .pragma("cache_size", CACHE)
+            .pragma("wal_autocheckpoint", CHECKPOINT)
             .busy_timeout(Duration::from_secs(5));
         let path = options.get_filename().to_owned();
         let lock = lock_beside(&path)?;
@@ -67,36 +84,17 @@ impl Sqlite {
             .connect_with(options.clone().read_only(true))
             .await
             .map_err(|error| cannot_open(&reason, error))?;
-        Ok(Self { writer: Mutex::new(writer), options, readers, notice: config.notice.clone(), _lock: lock })
+        Ok(Self { writer: Writer::new(writer, options), readers, notice: config.notice.clone(), _lock: lock })
     }
 
     /// The writer's turn.
     async fn write(&self) -> Turn<'_> {
-        Turn(self.writer.lock().await, &self.options)
-    }
-}
-
-/// The writer in the hand of one caller.
-struct Turn<'a>(MutexGuard<'a, SqliteConnection>, &'a SqliteConnectOptions);
-
-impl Turn<'_> {
-    /// A transaction that is sure to write. Dropped without a commit, it is rolled back.
-    async fn begin(&mut self) -> Result<SqliteTransaction<'_>, LedgerError> {
-        self.mend().await.map_err(unavailable)?;
-        self.0.begin_with("begin immediate").await.map_err(unavailable)
+        self.writer.turn().await
     }
 
-    /// Replaces the connection where it is still in a transaction: `SQLite` itself has rolled that back (the disk is full,
-    /// or fails), so sqlx can't, and would try for ever.
-    async fn mend(&mut self) -> Result<(), sqlx::Error> {
-        if self.0.is_in_transaction() {
-            // The rollback of one that was dropped may only be on its way.
-            self.0.ping().await?;
-        }
-        if self.0.is_in_transaction() {
-            *self.0 = SqliteConnection::connect_with(self.1).await?;
-        }
-        Ok(())
+    /// Writes in a transaction with whoever else wants to.
+    async fn share<W: SharedWrite>(&self, what: &W) -> Result<W::Answer, LedgerError> {
+        in_time(self.writer.share(what)).await
     }
 }
 

@@ -2,15 +2,16 @@
 
 use schemas::{JobId, JobState, NewJob, RunState, Timestamp};
 use serde_json::Value;
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 use uuid::Uuid;
 
 use super::super::LedgerError;
 use super::super::door::Aftermath;
 use super::super::rows::{NodeRow, micros};
 use super::door::leave;
-use super::storing::{hex, ids, insert_jobs};
+use super::storing::insert_jobs;
 use super::unavailable;
+use super::values::{MOST_ROWS, values};
 use crate::advance::{Decision, Node, advance, standing};
 use crate::config::NoticeOfDiscard;
 
@@ -38,32 +39,10 @@ pub(super) async fn end_jobs(
     after: &mut Aftermath,
     now: Timestamp,
 ) -> Result<(), LedgerError> {
-    if endings.is_empty() {
-        return Ok(());
-    }
-    let rows: Vec<Value> = endings.iter().map(row).collect();
-    sqlx::query(
-        "insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
-                              finished_at, worker, run_id, reason, output, for_failure)
-         select j.id, j.queue, j.kind, value ->> 'state', j.priority, j.attempt, j.failures,
-                coalesce(value ->> 'crashes', j.crashes), j.created_at, j.started_at, ?2, j.worker, j.run_id,
-                value ->> 'reason', value ->> 'output', value ->> 'for_failure'
-         from json_each(?1) join job j on j.id = unhex(value ->> 'id')",
-    )
-    .bind(Value::from(rows).to_string())
-    .bind(micros(now))
-    .execute(&mut *tx)
-    .await
-    .map_err(unavailable)?;
-    let gone: Vec<(Uuid, bool)> =
-        sqlx::query_as("delete from job where id in (select unhex(value) from json_each(?)) returning id, gated")
-            .bind(ids(endings.iter().map(|ending| ending.job)))
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(unavailable)?;
-    if gone.iter().any(|(_, gated)| *gated) {
-        let gated = gone.into_iter().filter(|(_, gated)| *gated).map(|(job, _)| job);
-        after.freed.append(&mut leave(tx, gated).await?);
+    for some in endings.chunks(MOST_ROWS) {
+        insert_history_rows(tx, some, now).await?;
+        let gated = delete_job_rows(tx, some).await?;
+        after.freed.append(&mut leave(tx, &gated).await?);
     }
     let failed = endings.iter().filter(|ending| matches!(ending.state, JobState::Cancelled | JobState::Discarded));
     for ending in failed {
@@ -72,15 +51,38 @@ pub(super) async fn end_jobs(
     Ok(())
 }
 
-fn row(ending: &Ending) -> Value {
-    serde_json::json!({
-        "id": hex(ending.job),
-        "state": ending.state.code(),
-        "reason": ending.reason,
-        "output": ending.output,
-        "for_failure": i32::from(ending.for_failure),
-        "crashes": ending.crashes,
-    })
+async fn insert_history_rows(tx: &mut SqliteConnection, endings: &[Ending], now: Timestamp) -> Result<(), LedgerError> {
+    let statement = format!(
+        "insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
+                              finished_at, worker, run_id, reason, output, for_failure)
+         select j.id, j.queue, j.kind, e.column2, j.priority, j.attempt, j.failures, coalesce(e.column6, j.crashes),
+                j.created_at, j.started_at, ?, j.worker, j.run_id, e.column3, e.column4, e.column5
+         from ({}) e cross join job j on j.id = e.column1",
+        values(6, endings.len())
+    );
+    let mut insert = sqlx::query(AssertSqlSafe(statement)).bind(micros(now));
+    for ending in endings {
+        insert = insert
+            .bind(ending.job)
+            .bind(ending.state.code())
+            .bind(&ending.reason)
+            .bind(&ending.output)
+            .bind(ending.for_failure)
+            .bind(ending.crashes);
+    }
+    insert.execute(tx).await.map_err(unavailable)?;
+    Ok(())
+}
+
+/// Deletes the jobs: those of them that have limits or an approval.
+async fn delete_job_rows(tx: &mut SqliteConnection, endings: &[Ending]) -> Result<Vec<Uuid>, LedgerError> {
+    let statement = format!("delete from job where id in ({}) returning id, gated", values(1, endings.len()));
+    let mut delete = sqlx::query_as(AssertSqlSafe(statement));
+    for ending in endings {
+        delete = delete.bind(ending.job);
+    }
+    let gone: Vec<(Uuid, bool)> = delete.fetch_all(tx).await.map_err(unavailable)?;
+    Ok(gone.into_iter().filter_map(|(job, gated)| gated.then_some(job)).collect())
 }
 
 async fn release_keys(tx: &mut SqliteConnection, owner: Uuid) -> Result<(), LedgerError> {

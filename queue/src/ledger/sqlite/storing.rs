@@ -10,6 +10,7 @@ use super::super::rows::micros;
 use super::super::{Enqueued, LedgerError};
 use super::door::insert_gates;
 use super::unavailable;
+use super::values::{MOST_ROWS, values};
 use crate::clock::later;
 
 /// Stores the jobs whose keys are free; `by` is who started them.
@@ -119,22 +120,21 @@ async fn insert_run_jobs(tx: &mut SqliteConnection, run: &NewRun) -> Result<(), 
     Ok(())
 }
 
-/// One statement for any number of rows: through this driver each statement costs a change of threads.
 async fn insert_job_rows(
     tx: &mut SqliteConnection,
     new: &[(&NewJob, (JobState, i16))],
     run: Option<RunId>,
     now: Timestamp,
 ) -> Result<(), LedgerError> {
-    const COLUMNS: usize = 9;
     let statement = format!(
         "insert into job (id, queue, kind, state, waits_for, gated, priority, run_at, created_at, run_id)
          select column1, column2, column3, iif(paused, 0, column4), iif(paused, 1, column5), column6, column7, column8,
-                ?, column9
-         from (select *, column4 = 2 and column3 in (select name from pause where what = 'kind') as paused from {})",
-        values(COLUMNS, new.len())
+                ?, ?
+         from (select *, column4 = 2 and column3 in (select name from pause where what = 'kind') as paused from ({}))
+         where column1 is not null",
+        values(8, new.len())
     );
-    let mut insert = sqlx::query(AssertSqlSafe(statement)).bind(micros(now));
+    let mut insert = sqlx::query(AssertSqlSafe(statement)).bind(micros(now)).bind(run.map(|run| run.0));
     for (job, (state, waits_for)) in new {
         insert = insert
             .bind(job.id.0)
@@ -144,17 +144,17 @@ async fn insert_job_rows(
             .bind(*waits_for)
             .bind(job.is_gated())
             .bind(job.priority.code())
-            .bind(micros(job.run_at.map_or(now, |at| at.max(now))))
-            .bind(run.map(|run| run.0));
+            .bind(micros(job.run_at.map_or(now, |at| at.max(now))));
     }
-    execute_padded(tx, insert, COLUMNS, new.len()).await
+    insert.execute(tx).await.map_err(unavailable)?;
+    Ok(())
 }
 
 async fn insert_args_rows(tx: &mut SqliteConnection, new: &[(&NewJob, (JobState, i16))]) -> Result<(), LedgerError> {
-    const COLUMNS: usize = 8;
     let statement = format!(
-        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate, replay_of) select * from {}",
-        values(COLUMNS, new.len())
+        "insert into job_args (id, args, event_id, key_scope, key, traceparent, tracestate, replay_of)
+         select * from ({}) where column1 is not null",
+        values(8, new.len())
     );
     let mut insert = sqlx::query(AssertSqlSafe(statement));
     for (job, _) in new {
@@ -167,28 +167,6 @@ async fn insert_args_rows(tx: &mut SqliteConnection, new: &[(&NewJob, (JobState,
             .bind(job.trace.traceparent.as_deref())
             .bind(job.trace.tracestate.as_deref())
             .bind(job.replay_of.map(|job| job.0));
-    }
-    execute_padded(tx, insert, COLUMNS, new.len()).await
-}
-
-/// No statement takes more rows.
-const MOST_ROWS: usize = 256;
-
-/// Rows of values, in number rounded up, so that there are few statements to keep prepared; what was added has no id and is
-/// left out. They are not JSON, which `SQLite` reads and writes again for each column of each row.
-fn values(columns: usize, rows: usize) -> String {
-    let row = format!("({})", vec!["?"; columns].join(","));
-    format!("(values {}) where column1 is not null", vec![row; rows.next_power_of_two()].join(","))
-}
-
-async fn execute_padded(
-    tx: &mut SqliteConnection,
-    mut insert: sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
-    columns: usize,
-    rows: usize,
-) -> Result<(), LedgerError> {
-    for _ in 0..columns * (rows.next_power_of_two() - rows) {
-        insert = insert.bind(None::<i64>);
     }
     insert.execute(tx).await.map_err(unavailable)?;
     Ok(())

@@ -139,7 +139,7 @@ impl Upkeep for Sqlite {
                     long_ago,
                 ),
             ] {
-                let done = sqlx::query(statement).bind(micros(before)).bind(limit).execute(&mut *turn.0).await;
+                let done = sqlx::query(statement).bind(micros(before)).bind(limit).execute(turn.connection()).await;
                 pruned = done.map_err(unavailable)?.rows_affected().max(pruned);
             }
             Ok(pruned)

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use schemas::{AttemptId, ClaimedJob, JobState, Outcome, RunId, StepState, Timestamp};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 use uuid::Uuid;
 
 use super::super::door::Aftermath;
@@ -15,50 +15,18 @@ use super::super::rows::{ClaimedRow, micros, raw};
 use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
 use super::door::{leave, settle};
 use super::runs::{Ending, end_jobs, tell};
-use super::storing::{hex, ids};
+use super::storing::hex;
+use super::values::values;
+use super::writer::SharedWrite;
 use super::{Sqlite, commit, in_time, unavailable};
 use crate::bell::Bells;
 use crate::clock::later;
+use crate::config::NoticeOfDiscard;
 
 #[async_trait]
 impl Work for Sqlite {
     async fn claim(&self, claim: &Claim, now: Timestamp) -> Result<Vec<ClaimedJob>, LedgerError> {
-        in_time(async {
-            // Two statements without a transaction: only the writer changes jobs, and this is the writer's turn.
-            let mut turn = self.write().await;
-            let rows: Vec<ClaimedRow> = sqlx::query_as(
-                "select j.id, j.attempt, j.kind, a.args, j.queue, j.priority, j.failures, j.crashes, j.created_at,
-                        a.event_id, j.run_id, a.traceparent, a.tracestate
-                 from job j join job_args a on a.id = j.id
-                 where j.queue = ?1 and j.state = 2 and j.kind in (select value from json_each(?2))
-                   and not exists (select 1 from pause where what = 'queue' and name = ?1)
-                   and j.kind not in (select name from pause where what = 'kind')
-                 order by j.priority, j.run_at, j.id limit ?3",
-            )
-            .bind(&claim.queue)
-            .bind(json!(claim.kinds).to_string())
-            .bind(claim.limit)
-            .fetch_all(&mut *turn.0)
-            .await
-            .map_err(unavailable)?;
-            if rows.is_empty() {
-                return Ok(Vec::new());
-            }
-            sqlx::query(
-                "update job set state = 3, attempt = attempt + 1, started_at = ?2, lease_until = ?3, worker = ?4,
-                                reason = null
-                 where id in (select unhex(value) from json_each(?1))",
-            )
-            .bind(ids(rows.iter().map(|row| row.id)))
-            .bind(micros(now))
-            .bind(micros(later(now, claim.lease)))
-            .bind(claim.worker.0)
-            .execute(&mut *turn.0)
-            .await
-            .map_err(unavailable)?;
-            rows.into_iter().map(|row| (row.attempt + 1, row)).map(|(attempt, row)| row.into_claimed(attempt)).collect()
-        })
-        .await
+        self.share(&Taking { claim, now }).await
     }
 
     async fn heartbeat(
@@ -77,7 +45,7 @@ impl Work for Sqlite {
             )
             .bind(fences(attempts.iter()))
             .bind(micros(lease_until))
-            .fetch_all(&mut *turn.0)
+            .fetch_all(turn.connection())
             .await
             .map_err(unavailable)?;
             let alive: HashMap<(Uuid, i32), Option<String>> =
@@ -159,29 +127,7 @@ impl Work for Sqlite {
     }
 
     async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
-        in_time(async {
-            let mut turn = self.write().await;
-            let mut tx = turn.begin().await?;
-            let held = held_by(&mut tx, ended).await?;
-            // By the attempt, not by the job: a stale end may come in one batch with the current one.
-            let is_held =
-                |end: &&Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
-            let recorded: Vec<bool> = ended.iter().map(|end| is_held(&end)).collect();
-            let heeded: Vec<Cow<'_, Ended>> = ended.iter().filter(is_held).map(|end| heed(end, &held)).collect();
-            let current: Vec<&Ended> = heeded.iter().map(AsRef::as_ref).collect();
-            let mut after = Aftermath::default();
-            put_off(&mut tx, &current, now, &held, &mut after.bells).await?;
-            let left = current.iter().filter_map(|end| left_its_room(end, &held));
-            after.freed = leave(&mut tx, left).await?;
-            let endings: Vec<Ending> = current.iter().filter_map(|end| ending(end)).collect();
-            end_jobs(&mut tx, &endings, &mut after, now).await?;
-            tell(&mut tx, notices(&current), &mut after, now).await?;
-            after.runs.extend(endings.iter().filter_map(|ending| held.get(&ending.job).and_then(|job| job.run_id)));
-            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
-            commit(tx).await?;
-            Ok(Finished { recorded, bells: after.bells })
-        })
-        .await
+        self.share(&Ends { ended, notice: self.notice.as_ref(), now }).await
     }
 
     async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
@@ -201,6 +147,87 @@ impl Work for Sqlite {
                 .map_err(|error: serde_json::Error| LedgerError::Refused(sqlx::Error::Decode(error.into())))
         })
         .await
+    }
+}
+
+struct Taking<'a> {
+    claim: &'a Claim,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl SharedWrite for Taking<'_> {
+    type Answer = Vec<ClaimedJob>;
+
+    async fn write(&self, tx: &mut SqliteConnection) -> Result<Self::Answer, LedgerError> {
+        let rows: Vec<ClaimedRow> = sqlx::query_as(
+            "select j.id, j.attempt, j.kind, a.args, j.queue, j.priority, j.failures, j.crashes, j.created_at,
+                    a.event_id, j.run_id, a.traceparent, a.tracestate
+             from job j join job_args a on a.id = j.id
+             where j.queue = ?1 and j.state = 2 and j.kind in (select value from json_each(?2))
+               and not exists (select 1 from pause where what = 'queue' and name = ?1)
+               and j.kind not in (select name from pause where what = 'kind')
+             order by j.priority, j.run_at, j.id limit ?3",
+        )
+        .bind(&self.claim.queue)
+        .bind(json!(self.claim.kinds).to_string())
+        .bind(self.claim.limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let take = format!(
+            "update job set state = 3, attempt = attempt + 1, started_at = ?, lease_until = ?, worker = ?, reason = null
+             where id in ({})",
+            values(1, rows.len())
+        );
+        let mut take = sqlx::query(AssertSqlSafe(take))
+            .bind(micros(self.now))
+            .bind(micros(later(self.now, self.claim.lease)))
+            .bind(self.claim.worker.0);
+        for row in &rows {
+            take = take.bind(row.id);
+        }
+        take.execute(tx).await.map_err(unavailable)?;
+        rows.into_iter().map(|row| (row.attempt + 1, row)).map(|(attempt, row)| row.into_claimed(attempt)).collect()
+    }
+
+    /// What it read stays as it was: only the writer changes jobs, and this is the writer's turn.
+    fn commits_itself(&self) -> bool {
+        true
+    }
+}
+
+struct Ends<'a> {
+    ended: &'a [Ended],
+    notice: Option<&'a NoticeOfDiscard>,
+    now: Timestamp,
+}
+
+#[async_trait]
+impl SharedWrite for Ends<'_> {
+    type Answer = Finished;
+
+    async fn write(&self, tx: &mut SqliteConnection) -> Result<Self::Answer, LedgerError> {
+        let Self { ended, notice, now } = *self;
+        let held = held_by(tx, ended).await?;
+        // By the attempt, not by the job: a stale end may come in one batch with the current one.
+        let is_held = |end: &&Ended| held.get(&end.attempt.job.0).is_some_and(|job| job.attempt == end.attempt.number);
+        let recorded: Vec<bool> = ended.iter().map(|end| is_held(&end)).collect();
+        let heeded: Vec<Cow<'_, Ended>> = ended.iter().filter(is_held).map(|end| heed(end, &held)).collect();
+        let current: Vec<&Ended> = heeded.iter().map(AsRef::as_ref).collect();
+        let mut after = Aftermath::default();
+        put_off(tx, &current, now, &held, &mut after.bells).await?;
+        let left: Vec<Uuid> = current.iter().filter_map(|end| left_its_room(end, &held)).collect();
+        after.freed = leave(tx, &left).await?;
+        let endings: Vec<Ending> = current.iter().filter_map(|end| ending(end)).collect();
+        end_jobs(tx, &endings, &mut after, now).await?;
+        tell(tx, notices(&current), &mut after, now).await?;
+        after.runs.extend(endings.iter().filter_map(|ending| held.get(&ending.job).and_then(|job| job.run_id)));
+        settle(tx, &mut after, notice, now).await?;
+        Ok(Finished { recorded, bells: after.bells })
     }
 }
 
@@ -234,15 +261,17 @@ fn heed<'a>(end: &'a Ended, held: &HashMap<Uuid, HeldJob>) -> Cow<'a, Ended> {
 }
 
 async fn held_by(tx: &mut SqliteConnection, ended: &[Ended]) -> Result<HashMap<Uuid, HeldJob>, LedgerError> {
-    let held: Vec<HeldJob> = sqlx::query_as(
+    let held = format!(
         "select j.id, j.attempt, j.queue, j.run_id, j.gated, j.cancel
-         from json_each(?) end join job j on j.id = unhex(end.value ->> 'id')
-         where j.attempt = end.value ->> 'attempt' and j.state = 3",
-    )
-    .bind(fences(ended.iter().map(|end| &end.attempt)))
-    .fetch_all(tx)
-    .await
-    .map_err(unavailable)?;
+         from ({}) e cross join job j on j.id = e.column1
+         where j.attempt = e.column2 and j.state = 3",
+        values(2, ended.len())
+    );
+    let mut held = sqlx::query_as(AssertSqlSafe(held));
+    for end in ended {
+        held = held.bind(end.attempt.job.0).bind(end.attempt.number);
+    }
+    let held: Vec<HeldJob> = held.fetch_all(tx).await.map_err(unavailable)?;
     Ok(held.into_iter().map(|job| (job.id, job)).collect())
 }
 
