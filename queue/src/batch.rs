@@ -39,6 +39,8 @@ impl<Item: Send + Sync + 'static, Answer: Send + 'static> Batcher<Item, Answer> 
             let mut batch = Vec::with_capacity(LARGEST_BATCH);
             while waiting.recv_many(&mut batch, LARGEST_BATCH).await > 0 {
                 write(&commit, std::mem::take(&mut batch)).await;
+                // Those who were answered just now may bring their next one, and it goes with the others that wait.
+                tokio::task::yield_now().await;
             }
         };
         // In no span: a batch belongs to many requests, not to the one that happened to start the writer.

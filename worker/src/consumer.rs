@@ -96,25 +96,24 @@ impl Consumer {
         drop(self.permits.acquire().await);
     }
 
-    /// Claims what a bell announced, and more while claims come back full. What it announced and no permit is free
-    /// for is rung again. Whether the last claim came back full: then more may wait that no bell will announce.
+    /// Claims as many as there are free permits, again while claims come back full: a bell buys what it announced and
+    /// whatever else is there, for a claim costs the same for one job as for many. What it announced and no permit is
+    /// free for is rung again. Whether the last claim came back full: then more may wait that no bell will announce.
     async fn claim_for(&self, heard: Option<Heard>) -> Result<bool, LedgerError> {
-        let announced = heard.as_ref().map_or(LARGEST_CLAIM, |heard| heard.bell.count as usize);
+        let announced = heard.as_ref().map_or(0, |heard| heard.bell.count as usize);
         let (mut claimed, mut full) = (0, false);
-        let mut limit = announced;
         loop {
-            let limit_now = limit.min(self.permits.available_permits()).min(LARGEST_CLAIM);
-            if limit_now == 0 {
+            let limit = self.permits.available_permits().min(LARGEST_CLAIM);
+            if limit == 0 {
                 break;
             }
-            let got = self.claim(limit_now).await?;
+            let got = self.claim(limit).await?;
             claimed += got;
-            full = got == limit_now;
+            full = got == limit;
             if !full {
                 claimed = announced.max(claimed); // The queue is empty: nothing is left of what was announced.
                 break;
             }
-            limit = LARGEST_CLAIM;
         }
         if let Some(heard) = heard {
             self.ring_for_the_rest(&heard.bell, announced.saturating_sub(claimed));
