@@ -21,6 +21,7 @@ mod notifications;
 mod operators;
 mod overload;
 mod postgres_ledger;
+mod postgres_plans;
 mod schedules;
 mod spooling;
 mod stalls;

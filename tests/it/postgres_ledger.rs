@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use queue::OpenError;
-use queue::clock::later;
 use queue::ledger::{self, Ended, LedgerError};
 use schemas::{AttemptId, JobId, Key, NewJob};
 use sqlx::{Connection, Executor, PgConnection};
@@ -15,117 +14,9 @@ use tests::postgres::fresh_database;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
 
 async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
-}
-
-/// Waits until the server's statistics, which it writes with some delay, say so.
-async fn statistics_say(connection: &mut PgConnection, question: &'static str) {
-    let said = async {
-        while !sqlx::query_scalar::<_, bool>(question).fetch_one(&mut *connection).await.unwrap() {
-            sleep(Duration::from_millis(100)).await;
-        }
-    };
-    timeout(Duration::from_mins(1), said).await.unwrap_or_else(|_| panic!("the statistics never say: {question}"));
-}
-
-#[tokio::test]
-async fn claims_and_ends_read_what_they_touch_however_old_the_statistics_are() {
-    const JOBS: usize = 3_000;
-    let url = fresh_database().await;
-    let t = TestLedger::postgres_at(&url).await;
-    let mut meddler = connect(&url).await;
-    meddler.execute("set search_path = nightporter").await.unwrap();
-    meddler.execute("alter table job set (autovacuum_enabled = false)").await.unwrap();
-    for _ in 0..JOBS / 250 {
-        t.enqueue(&(0..250).map(|_| t.job()).collect::<Vec<_>>()).await;
-    }
-    // From now on the planner believes that nothing is running.
-    meddler.execute("analyze job").await.unwrap();
-    let mut claimed = Vec::new();
-    while claimed.len() < JOBS {
-        claimed.extend(t.claim(250).await.into_iter().map(|job| job.id));
-    }
-    for attempts in claimed.chunks(100).take(20) {
-        t.ledger.heartbeat(attempts, later(t.now(), LEASE), t.now()).await.unwrap();
-        let ends: Vec<Ended> =
-            attempts.iter().map(|attempt| Ended { attempt: *attempt, outcome: completed(None) }).collect();
-        assert!(t.ledger.finish(&ends, t.now()).await.unwrap().recorded.iter().all(|recorded| *recorded));
-    }
-    drop(t); // who hangs up hands in its statistics
-    statistics_say(&mut meddler, "select n_tup_del = 2000 from pg_stat_user_tables where relname = 'job'").await;
-    let read = |index: &'static str| {
-        sqlx::query_scalar::<_, i64>("select idx_tup_read from pg_stat_user_indexes where indexrelname = $1")
-            .bind(index)
-    };
-    let available = read("job_available").fetch_one(&mut meddler).await.unwrap();
-    assert!(available >= i64::try_from(JOBS).unwrap(), "claims went another way");
-    let leased = read("job_leased").fetch_one(&mut meddler).await.unwrap();
-    assert_eq!(leased, 0, "fenced writes went through the rescuer's index");
-    let table = "select seq_tup_read from pg_stat_user_tables where relname = 'job'";
-    assert_eq!(sqlx::query_scalar::<_, i64>(table).fetch_one(&mut meddler).await.unwrap(), 0);
-}
-
-#[tokio::test]
-async fn claims_do_not_walk_over_what_was_claimed_while_somebody_holds_a_snapshot() {
-    const ROUNDS: usize = 40;
-    const JOBS: usize = 50;
-    let url = fresh_database().await;
-    let t = TestLedger::postgres_at(&url).await;
-    let mut meddler = connect(&url).await;
-    let mut dump = connect(&url).await;
-    dump.execute("begin isolation level repeatable read; select 1 from nightporter.job").await.unwrap();
-    for _ in 0..ROUNDS {
-        t.enqueue(&(0..JOBS).map(|_| t.job()).collect::<Vec<_>>()).await;
-        let ends: Vec<Ended> =
-            t.claim(100).await.into_iter().map(|job| Ended { attempt: job.id, outcome: completed(None) }).collect();
-        assert_eq!(ends.len(), JOBS);
-        t.ledger.finish(&ends, t.now()).await.unwrap();
-        t.clock.advance(Duration::from_secs(2));
-    }
-    drop(t); // who hangs up hands in its statistics
-    statistics_say(&mut meddler, "select n_tup_del = 2000 from pg_stat_user_tables where relname = 'job'").await;
-    let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'job_available'";
-    let read: i64 = sqlx::query_scalar(read).fetch_one(&mut meddler).await.unwrap();
-    // Each round reads its own jobs, and each fifth one all there were before it.
-    let jobs = i64::try_from(ROUNDS * JOBS).unwrap();
-    assert!((jobs..jobs * 7).contains(&read), "{read} entries of the index were read for {jobs} jobs");
-}
-
-#[tokio::test]
-async fn claims_beats_and_ends_find_each_job_by_its_id_while_somebody_holds_a_snapshot() {
-    const ROUNDS: usize = 200;
-    const JOBS: usize = 10;
-    let url = fresh_database().await;
-    let t = TestLedger::postgres_at(&url).await;
-    let mut meddler = connect(&url).await;
-    // The planner believes in a table of one row, and its first plans are kept.
-    meddler.execute("alter table nightporter.job set (autovacuum_enabled = false)").await.unwrap();
-    t.enqueue(&[t.job()]).await;
-    meddler.execute("vacuum analyze nightporter.job").await.unwrap();
-    meddler.execute("vacuum analyze nightporter.job_args").await.unwrap();
-    t.complete_next(None).await;
-    let mut dump = connect(&url).await;
-    dump.execute("begin isolation level repeatable read; select 1 from nightporter.job").await.unwrap();
-    for _ in 0..ROUNDS {
-        t.enqueue(&(0..JOBS).map(|_| t.job()).collect::<Vec<_>>()).await;
-        let claimed: Vec<AttemptId> = t.claim(100).await.into_iter().map(|job| job.id).collect();
-        t.ledger.heartbeat(&claimed, later(t.now(), LEASE), t.now()).await.unwrap();
-        let ends: Vec<Ended> = claimed.into_iter().map(|attempt| Ended { attempt, outcome: completed(None) }).collect();
-        assert_eq!(ends.len(), JOBS);
-        t.ledger.finish(&ends, t.now()).await.unwrap();
-    }
-    drop(t); // who hangs up hands in its statistics
-    statistics_say(&mut meddler, "select n_tup_del = 2001 from pg_stat_user_tables where relname = 'job'").await;
-    // Each statement finds each job by its id; a walk would read what all rounds before have left.
-    let jobs = i64::try_from(ROUNDS * JOBS).unwrap();
-    for index in ["job_pkey", "job_args_pkey"] {
-        let read = "select idx_tup_read from pg_stat_user_indexes where indexrelname = $1";
-        let read: i64 = sqlx::query_scalar(read).bind(index).fetch_one(&mut meddler).await.unwrap();
-        assert!((jobs..jobs * 20).contains(&read), "{read} entries of {index} were read for {jobs} jobs");
-    }
 }
 
 #[tokio::test]

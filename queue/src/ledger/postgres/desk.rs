@@ -406,8 +406,9 @@ async fn park(tx: &mut PgConnection, what: &Pausable) -> Result<(), LedgerError>
     let reason = format!("the {} `{}` is paused", what.what(), what.name());
     sqlx::query(sqlx::AssertSqlSafe(format!(
         "with parked as (
-           update job set state = 0, waits_for = 1, reason = $2 where id in ({whose}) and state = 2 returning id)
-         update job_limit set standing = 1 where job_id in (select id from parked)"
+           update job set state = 0, waits_for = 1, reason = $2
+           where id = any(array({whose})) and state = 2 returning id)
+         update job_limit set standing = 1 where job_id = any(array(select id from parked))"
     )))
     .bind(storable(what.name()))
     .bind(storable(&reason))

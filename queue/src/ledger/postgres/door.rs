@@ -58,7 +58,7 @@ pub(super) async fn leave(tx: &mut PgConnection, jobs: &[Uuid]) -> Result<BTreeS
     let left: Vec<(String, i16)> = sqlx::query_as(
         "update job_limit l set standing = 0, has_turn = false
          from (select job_id, key, standing from job_limit where job_id = any($1)) before
-         where l.job_id = before.job_id and l.key = before.key
+         where l.job_id = any($1) and l.job_id = before.job_id and l.key = before.key
          returning l.key, before.standing",
     )
     .bind(jobs)
@@ -148,7 +148,8 @@ async fn let_in(
         "select j.id, j.kind, j.queue, a.traceparent, a.tracestate,
                 exists (select 1 from approval p where p.job_id = j.id and p.granted_at is null) as unapproved,
                 l.key, l.at_once, l.starts, l.period, l.newest, l.has_turn
-         from job j join job_args a on a.id = j.id left join job_limit l on l.job_id = j.id
+         from job j cross join lateral (select traceparent, tracestate from job_args where id = j.id limit 1) a
+         left join job_limit l on l.job_id = j.id and l.job_id = any($1)
          where j.id = any($1) and j.state = 0
          order by j.priority, coalesce(l.since, j.run_at), j.id, l.key",
     )
@@ -172,8 +173,9 @@ async fn let_in(
 async fn look_around(tx: &mut PgConnection, keys: &[String]) -> Result<House, LedgerError> {
     let mut house = House::default();
     let inside: Vec<(String, i64)> = sqlx::query_as(
-        "select l.key, count(*) from job_limit l join job j on j.id = l.job_id
-         where l.key = any($1) and l.standing = 2 and j.state + 0 in (2, 3) group by l.key",
+        "select l.key, count(*) from job_limit l
+         cross join lateral (select state from job where id = l.job_id limit 1) j
+         where l.key = any($1) and l.standing = 2 and j.state in (2, 3) group by l.key",
     )
     .bind(keys)
     .fetch_all(&mut *tx)
@@ -199,13 +201,13 @@ async fn write_places(tx: &mut PgConnection, places: &[Place], now: Timestamp) -
                 as u(id, state, waits_for, run_at, reason, standing, has_turn)),
          limits as (
            update job_limit l set standing = u.standing, has_turn = coalesce(u.has_turn, l.has_turn)
-           from u where l.job_id = u.id),
+           from u where l.job_id = any($1) and l.job_id = u.id),
          asked as (
            update approval p set requested_at = $8, expires_at = $8 + p.within
-           from u where p.job_id = u.id and u.waits_for = 2 and p.requested_at is null)
+           from u where p.job_id = any($1) and p.job_id = u.id and u.waits_for = 2 and p.requested_at is null)
          update job j set state = u.state, waits_for = u.waits_for, run_at = coalesce(u.run_at, j.run_at),
                           reason = u.reason
-         from u where j.id = u.id",
+         from u where j.id = any($1) and j.id = u.id",
     )
     .bind(places.iter().map(|place| place.job).collect::<Vec<_>>())
     .bind(places.iter().map(|place| place.state).collect::<Vec<_>>())
@@ -249,9 +251,9 @@ async fn supersede(
     }
     let older: Vec<(Uuid, Option<Uuid>)> = sqlx::query_as(
         "select distinct older.id, older.run_id
-         from job_limit o join job older on older.id = o.job_id
+         from job_limit o cross join lateral (select id, run_id, kind from job where id = o.job_id limit 1) older
          where o.key = any($1) and o.standing = $2 and o.newest and exists (
-           select 1 from job_limit n join job newer on newer.id = n.job_id
+           select 1 from job_limit n cross join lateral (select kind from job where id = n.job_id limit 1) newer
            where n.key = o.key and n.standing = $2 and newer.kind = older.kind
              and (n.since, n.job_id) > (o.since, o.job_id))
          order by older.id",

@@ -314,7 +314,8 @@ async fn events_of(
     }
     let rows: Vec<(String, String, Uuid)> = sqlx::query_as(
         "select k.source, k.delivery_id, k.event_id from unnest($1::text[], $2::text[]) as u(source, delivery_id)
-         join delivery_key k on k.source = u.source and k.delivery_id = u.delivery_id",
+         cross join lateral (
+           select * from delivery_key where source = u.source and delivery_id = u.delivery_id limit 1) k",
     )
     .bind(keys.iter().map(|[source, _]| source.as_str()).collect::<Vec<_>>())
     .bind(keys.iter().map(|[_, delivery]| delivery.as_str()).collect::<Vec<_>>())

@@ -45,22 +45,25 @@ pub(super) async fn end_jobs(
         "with u as (
            select * from unnest($1::uuid[], $2::smallint[], $3::text[], $4::boolean[], $5::integer[])
                 as u(id, new_state, reason, for_failure, crashes)),
-         gone as (
-           delete from job j using u where j.id = u.id
-           returning j.id, j.queue, j.kind, u.new_state, j.priority, j.attempt, j.failures,
-                     coalesce(u.crashes, j.crashes) as crashes, j.created_at, j.started_at, j.worker, j.run_id,
-                     u.reason, u.for_failure, j.gated),
-         freed as (
-           delete from held_key k
-           using gone g cross join lateral (select key_scope, key from job_args where id = g.id limit 1) a
-           where g.new_state in (7, 8) and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
+         ends as materialized (
+           select j.*, u.new_state, u.reason as why, u.for_failure, coalesce(u.crashes, j.crashes) as crashed
+           from u cross join lateral (select * from job where id = u.id limit 1 for update) j),
+         gone as (delete from job where id = any(array(select id from ends))),
+         let_go as materialized (
+           select k.ctid
+           from ends e
+           cross join lateral (select key_scope, key from job_args where id = e.id and key is not null limit 1) a
+           cross join lateral (
+             select ctid from held_key where scope = a.key_scope and key = a.key and owner = e.id limit 1 for update) k
+           where e.new_state in (7, 8)),
+         freed as (delete from held_key where ctid = any(array(select ctid from let_go))),
          past as (
            insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
                                 finished_at, worker, run_id, reason, for_failure)
-           select id, queue, kind, new_state, priority, attempt, failures, crashes, created_at, started_at, $6, worker,
-                  run_id, reason, for_failure
-           from gone)
-         select id from gone where gated",
+           select id, queue, kind, new_state, priority, attempt, failures, crashed, created_at, started_at, $6, worker,
+                  run_id, why, for_failure
+           from ends)
+         select id from ends where gated",
     )
     .bind(endings.iter().map(|ending| ending.job).collect::<Vec<_>>())
     .bind(endings.iter().map(|ending| ending.state.code()).collect::<Vec<_>>())
@@ -116,8 +119,10 @@ pub(super) async fn node_rows(tx: &mut PgConnection, run: Uuid) -> Result<Vec<No
                 coalesce(h.for_failure, false) as for_failure, h.output, coalesce(j.queue, h.queue) as queue,
                 coalesce(j.kind, h.kind) as kind, coalesce(j.gated, false) as gated,
                 a.traceparent, a.tracestate
-         from run_job rj join job_args a on a.id = rj.job_id
-         left join job j on j.id = rj.job_id left join history h on h.id = rj.job_id
+         from run_job rj
+         cross join lateral (select traceparent, tracestate from job_args where id = rj.job_id limit 1) a
+         left join lateral (select * from job where id = rj.job_id limit 1) j on true
+         left join lateral (select * from history where id = rj.job_id limit 1) h on true
          where rj.run_id = $1 order by rj.position",
     )
     .bind(run)
@@ -170,11 +175,10 @@ async fn admit(
         return Ok(());
     }
     sqlx::query(
-        "update job set run_at = $2, state = case when paused then 0 else 2 end,
-                        waits_for = case when paused then 1 else 0 end
-         from (select id as who, kind in (select name from pause where what = 'kind') as paused
-               from job where id = any($1)) looked
-         where id = who and state = 0",
+        "update job set run_at = $2,
+                        state = case when kind in (select name from pause where what = 'kind') then 0 else 2 end,
+                        waits_for = case when kind in (select name from pause where what = 'kind') then 1 else 0 end
+         where id = any($1) and state = 0",
     )
     .bind(jobs.iter().map(|job| job.0).collect::<Vec<_>>())
     .bind(micros(now))
@@ -214,8 +218,8 @@ async fn write_standing(
         .map_err(unavailable)?;
     if matches!(standing, RunState::Failed | RunState::Cancelled) {
         sqlx::query(
-            "delete from held_key k using run r
-             where r.id = $1 and k.scope = r.key_scope and k.key = r.key and k.owner = r.id",
+            "delete from held_key where scope = (select key_scope from run where id = $1)
+                                    and key = (select key from run where id = $1) and owner = $1",
         )
         .bind(run)
         .execute(tx)

@@ -74,7 +74,7 @@ async fn owners_of(connection: &mut PgConnection, keys: &[&Key]) -> Result<HashM
     }
     let rows: Vec<(String, String, Uuid)> = sqlx::query_as(
         "select k.scope, k.key, k.owner from unnest($1::text[], $2::text[]) as u(scope, key)
-         join held_key k on k.scope = u.scope and k.key = u.key",
+         cross join lateral (select * from held_key where scope = u.scope and key = u.key limit 1) k",
     )
     .bind(keys.iter().map(|key| storable(&key.scope)).collect::<Vec<_>>())
     .bind(keys.iter().map(|key| storable(&key.key)).collect::<Vec<_>>())

@@ -19,10 +19,12 @@ use crate::clock::earlier;
 impl Upkeep for Postgres {
     async fn time(&self) -> Result<Timestamp, LedgerError> {
         in_time(async {
+            let mut hot = self.kept().await?;
             let now: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000000)::bigint")
-                .fetch_one(&self.hot)
+                .fetch_one(&mut *hot)
                 .await
                 .map_err(unavailable)?;
+            hot.keep();
             Ok(moment(now))
         })
         .await
@@ -34,19 +36,20 @@ impl Upkeep for Postgres {
 
     async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
         in_time(async {
-            let mut connection = self.hot().await?;
+            let mut connection = self.kept().await?;
             let next = next_due(&mut connection).await?;
             if next.is_none_or(|next| next > micros(now)) {
+                connection.keep();
                 return Ok(Promoted { bells: Bells::default(), next: next.map(moment) });
             }
             let due: Vec<(Uuid, String)> = sqlx::query_as(
                 "with due as materialized (
-                   select id, kind in (select name from pause where what = 'kind') as paused
-                   from job where state in (1, 4) and run_at <= $1 and not gated order by run_at limit $2
+                   select id from job where state in (1, 4) and run_at <= $1 and not gated order by run_at limit $2
                    for update skip locked)
-                 update job j set state = case when paused then 0 else 2 end,
-                                  waits_for = case when paused then 1 else 0 end, run_at = $1
-                 from due where j.id = due.id returning j.id, j.queue",
+                 update job set state = case when kind in (select name from pause where what = 'kind') then 0 else 2 end,
+                                waits_for = case when kind in (select name from pause where what = 'kind') then 1 else 0 end,
+                                run_at = $1
+                 where id = any(array(select id from due)) returning id, queue",
             )
             .bind(micros(now))
             .bind(i64::from(limit))
@@ -59,21 +62,25 @@ impl Upkeep for Postgres {
             }
             bells.merge(self.promote_gated(&mut connection, limit, now).await?);
             // A failure to say what comes next must not hide what was promoted: then the promoter looks at its usual time.
-            let next = next_due(&mut connection).await.ok().flatten();
-            Ok(Promoted { bells, next: next.map(moment) })
+            let next = next_due(&mut connection).await;
+            if next.is_ok() {
+                connection.keep();
+            }
+            Ok(Promoted { bells, next: next.ok().flatten().map(moment) })
         })
         .await
     }
 
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         in_time(async {
-            let mut connection = self.hot().await?;
+            let mut hot = self.kept().await?;
             let waits: bool =
-                sqlx::query_scalar(WAITS).bind(micros(now)).fetch_one(&mut *connection).await.map_err(unavailable)?;
+                sqlx::query_scalar(WAITS).bind(micros(now)).fetch_one(&mut *hot).await.map_err(unavailable)?;
+            hot.keep();
             if !waits {
                 return Ok(Bells::default());
             }
-            let mut tx = connection.begin().await.map_err(unavailable)?;
+            let mut tx = begin(&self.hot).await?;
             take_turn(&mut tx).await?;
             let mut after = Aftermath::default();
             cancel_unapproved(&mut tx, limit, &mut after, now).await?;
@@ -92,14 +99,16 @@ impl Upkeep for Postgres {
 
     async fn rescue(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<Rescued, LedgerError> {
         in_time(async {
+            let mut hot = self.kept().await?;
             let candidates: Vec<(Uuid, Option<Uuid>)> = sqlx::query_as(
                 "select id, run_id from job where state = 3 and lease_until < $1 order by lease_until limit $2",
             )
             .bind(micros(before))
             .bind(i64::from(limit))
-            .fetch_all(&self.hot)
+            .fetch_all(&mut *hot)
             .await
             .map_err(unavailable)?;
+            hot.keep();
             if candidates.is_empty() {
                 return Ok(Rescued::default());
             }
@@ -129,25 +138,23 @@ impl Upkeep for Postgres {
             let long_ago = earlier(now, DELIVERY_MEMORY);
             for (statement, before) in [
                 (
-                    "delete from held_key where (scope, key) in
-                       (select scope, key from held_key where expires_at <= $1 limit $2 for update skip locked)",
+                    "delete from held_key where ctid = any(array(
+                       select ctid from held_key where expires_at <= $1 limit $2 for update skip locked))",
                     now,
                 ),
                 (
-                    "delete from delivery_key where (source, delivery_id) in
-                       (select source, delivery_id from delivery_key where expires_at <= $1 limit $2
-                        for update skip locked)",
+                    "delete from delivery_key where ctid = any(array(
+                       select ctid from delivery_key where expires_at <= $1 limit $2 for update skip locked))",
                     now,
                 ),
                 (
-                    "delete from delivery_digest where (source, digest) in
-                       (select source, digest from delivery_digest where expires_at <= $1 limit $2
-                        for update skip locked)",
+                    "delete from delivery_digest where ctid = any(array(
+                       select ctid from delivery_digest where expires_at <= $1 limit $2 for update skip locked))",
                     now,
                 ),
                 (
-                    "delete from fired where (schedule, nominal) in
-                       (select schedule, nominal from fired where fired_at <= $1 limit $2 for update skip locked)",
+                    "delete from fired where ctid = any(array(
+                       select ctid from fired where fired_at <= $1 limit $2 for update skip locked))",
                     long_ago,
                 ),
             ] {
@@ -182,7 +189,8 @@ async fn cancel_unapproved(
     now: Timestamp,
 ) -> Result<(), LedgerError> {
     let late: Vec<(Uuid, Option<Uuid>)> = sqlx::query_as(
-        "select j.id, j.run_id from approval p join job j on j.id = p.job_id
+        "select j.id, j.run_id from approval p
+         cross join lateral (select * from job where id = p.job_id limit 1) j
          where p.granted_at is null and p.expires_at <= $1 and j.state = 0 and j.waits_for = 2
          order by p.expires_at limit $2",
     )
@@ -350,9 +358,9 @@ async fn make_available_again(tx: &mut PgConnection, jobs: &[(Uuid, i32)], now: 
          tried as (
            insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
            select j.id, j.attempt, j.worker, coalesce(j.started_at, $3), $3, 'crashed', 'its lease ran out'
-           from u join job j on j.id = u.id)
+           from u cross join lateral (select * from job where id = u.id limit 1) j)
          update job j set state = 2, run_at = $3, crashes = u.crashes, lease_until = null, worker = null
-         from u where j.id = u.id",
+         from u where j.id = any($1) and j.id = u.id",
     )
     .bind(jobs.iter().map(|(job, _)| *job).collect::<Vec<_>>())
     .bind(jobs.iter().map(|(_, crashes)| *crashes).collect::<Vec<_>>())

@@ -131,9 +131,10 @@ impl Work for Postgres {
             let held: bool = sqlx::query_scalar(
                 "with held as (select id, crashes from job where id = $1 and attempt = $2 and state + 0 = 3
                                for no key update),
-                      progress as (update job set crashes = 0 where id in (select id from held where crashes > 0)),
+                      progress as (update job set crashes = 0
+                                   where id = $1 and exists (select 1 from held where crashes > 0)),
                       written as (update step set finished_at = $4, result = $5
-                                  where job_id in (select id from held) and name = $3 and attempt = $2)
+                                  where job_id = $1 and name = $3 and attempt = $2 and exists (select 1 from held))
                  select exists (select 1 from held)",
             )
             .bind(attempt.job.0)
@@ -184,7 +185,8 @@ impl Work for Postgres {
     async fn outputs(&self, run: RunId) -> Result<Value, LedgerError> {
         in_time(async {
             let rows: Vec<(String, String)> = sqlx::query_as(
-                "select rj.name, h.output from run_job rj join history h on h.id = rj.job_id
+                "select rj.name, h.output from run_job rj
+                 cross join lateral (select output from history where id = rj.job_id limit 1) h
                  where rj.run_id = $1 and h.output is not null",
             )
             .bind(run.0)
@@ -235,39 +237,44 @@ const CLAIM: &str = "
 /// the last attempt stands; what failed lets go of its key. What an operator wants cancelled is not put off, though its
 /// attempt ended before a heartbeat told it.
 ///
-/// Each row is looked up by its id, by force (`lateral`, `limit 1`): a plan that was made when the table was small, and is
-/// kept, walks over all of the index for each batch, dead entries included, which under a long snapshot never go.
+/// Each row is looked up by its id, by force (`lateral` with `limit 1`, or `= any(array(...))`): a join alone lets a plan
+/// that was made when the table was small, and is kept, walk over all of the index for each batch, dead entries included.
+/// So it is with every statement of this engine that meets a table which grows.
 const FINISH: &str = "
     with u as (
       select * from unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bigint[], $5::integer[], $6::text[],
                            $7::text[], $8::text[])
            as u(id, attempt, new_state, put_off, failed, outcome, message, output)),
     held as materialized (
-      select j.id, j.queue, j.run_id, j.gated, j.attempt, j.worker, j.started_at, u.failed, u.outcome, u.output,
+      select j.id, j.queue, j.kind, j.priority, j.attempt, j.failures, j.crashes, j.created_at, j.started_at, j.worker,
+             j.run_id, j.gated, u.failed, u.outcome, u.output,
              case when u.put_off is null or j.cancel is null then u.new_state else 7 end::smallint as new_state,
              case when j.cancel is null then u.put_off end as put_off,
              case when u.put_off is null or j.cancel is null then u.message else j.cancel end as message
       from u cross join lateral (
         select * from job where id = u.id and attempt = u.attempt and state + 0 = 3 limit 1 for update) j),
     go as materialized (select 1 where $10 or not exists (select 1 from held where run_id is not null or gated)),
-    gone as (
-      delete from job j using held h, go where j.id = h.id and h.put_off is null
-      returning j.id, j.queue, j.kind, h.new_state, j.priority, j.attempt, j.failures, j.crashes, j.created_at,
-                j.started_at, j.worker, j.run_id, h.message, h.output),
+    ends as materialized (select held.* from held, go where put_off is null),
+    gone as (delete from job where id = any(array(select id from ends))),
     past as (
       insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, started_at,
                            finished_at, worker, run_id, reason, output)
       select id, queue, kind, new_state, priority, attempt, failures, crashes, created_at, started_at, $9, worker,
              run_id, message, output
-      from gone),
-    freed as (
-      delete from held_key k
-      using gone g cross join lateral (select key_scope, key from job_args where id = g.id limit 1) a
-      where g.new_state in (7, 8) and k.scope = a.key_scope and k.key = a.key and k.owner = g.id),
+      from ends),
+    let_go as materialized (
+      select k.ctid
+      from ends e
+      cross join lateral (select key_scope, key from job_args where id = e.id and key is not null limit 1) a
+      cross join lateral (
+        select ctid from held_key where scope = a.key_scope and key = a.key and owner = e.id limit 1 for update) k
+      where e.new_state in (7, 8)),
+    freed as (delete from held_key where ctid = any(array(select ctid from let_go))),
     waits as (
-      update job j set state = h.new_state, run_at = h.put_off, failures = failures + h.failed, reason = h.message,
+      update job j set state = h.new_state, run_at = h.put_off, failures = j.failures + h.failed, reason = h.message,
                        lease_until = null, worker = null
-      from held h, go where j.id = h.id and h.put_off is not null),
+      from held h, go
+      where j.id = any(array(select id from held where put_off is not null)) and j.id = h.id and h.put_off is not null),
     tried as (
       insert into attempt (job_id, number, worker, started_at, ended_at, outcome, error)
       select h.id, h.attempt, h.worker, coalesce(h.started_at, $9), $9, h.outcome, h.message
