@@ -23,6 +23,12 @@ const MOST_LOOPS: u32 = 2;
 /// The parser needs up to a hundred kilobytes for each bracket, and reads a hundred of them; in this stack it has room.
 const PARSERS_STACK: usize = 64 * 1024 * 1024;
 
+/// What a job's `if` may call, beside what CEL brings along.
+pub const OF_NEEDS: [&str; 3] = ["success", "failure", "always"];
+
+/// What people call of what CEL brings along, to be suggested.
+const OFTEN_CALLED: [&str; 8] = ["size", "contains", "startsWith", "endsWith", "matches", "int", "string", "timestamp"];
+
 /// A parsed condition.
 #[derive(Debug)]
 pub struct Condition {
@@ -69,11 +75,16 @@ impl Condition {
         self.paths.iter().any(|read| read.iter().zip(path).all(|(left, right)| left == right))
     }
 
-    /// What it reads that cannot be there. `shape` is an object of all variables, with a value (null will do) wherever
-    /// a field exists; below a null anything may be.
-    pub fn check(&self, shape: &Value) -> Vec<Problem> {
-        let unknown = self.paths.iter().filter_map(|path| unknown_field(path, shape));
-        unknown.map(|problem| problem.help_unless_given(&self.text)).collect()
+    /// What it reads or calls that cannot be there. `shape` is an object of all variables, with a value (null will do)
+    /// wherever a field exists; below a null anything may be. `functions` are those that there are beside CEL's own.
+    pub fn check(&self, shape: &Value, functions: &[&str]) -> Vec<Problem> {
+        let fields = self.paths.iter().filter_map(|path| unknown_field(path, shape));
+        let references = self.program.references();
+        let called: BTreeSet<&str> = references.functions().into_iter().collect();
+        let unknown = called.into_iter().filter(|name| !functions.contains(name) && !is_of_cel(name));
+        let calls =
+            unknown.map(|name| Problem::unknown("function", name, functions.iter().chain(&OFTEN_CALLED).copied()));
+        fields.chain(calls).map(|problem| problem.help_unless_given(&self.text)).collect()
     }
 
     /// Whether it holds. `variables` is an object; `needs` makes `success()`, `failure()` and `always()` known.
@@ -99,6 +110,12 @@ impl Condition {
     fn error(&self, reason: impl std::fmt::Display) -> ConditionError {
         ConditionError { condition: self.text.clone(), reason: reason.to_string() }
     }
+}
+
+/// Whether CEL brings it along: an operator, or what nobody else may take the name of.
+fn is_of_cel(function: &str) -> bool {
+    !function.starts_with(|first: char| first.is_alphabetic())
+        || Context::default().add_function(function, || true).is_err()
 }
 
 /// Runs a parser on a stack of its own.
@@ -262,7 +279,7 @@ mod tests {
     #[test]
     fn fields_that_do_not_exist_are_found_without_running_the_condition() {
         let shape = json!({"event": {"target": null, "project": {"id": null, "name": null}, "raw": null}});
-        let check = |text: &str| Condition::parse(text).unwrap().check(&shape);
+        let check = |text: &str| Condition::parse(text).unwrap().check(&shape, &[]);
         assert_eq!(check("event.project.name == 'app' && event.raw.anything.at.all == 1"), []);
         assert_eq!(check("event.raw.commits.exists(c, c.id == 'x')"), []);
         assert_eq!(
@@ -273,6 +290,22 @@ mod tests {
             check("evnt.target == ''")[0].to_string(),
             "there is no variable named `evnt` (did you mean `event`?)"
         );
+    }
+
+    #[test]
+    fn functions_that_do_not_exist_are_found_without_running_the_condition() {
+        let shape = json!({"event": null});
+        let check = |text: &str, functions: &[&str]| Condition::parse(text).unwrap().check(&shape, functions);
+        let known = "event.a.startsWith('x') && size(event.b) > -1 && !('a' in event.c) && event.d['e'] != null
+                     && event.f.all(g, g.h.matches('i') ? int(g.j) % 2 == 1 : timestamp(g.k) < timestamp(g.l))
+                     && has(event.m) && event.n.exists_one(o, o.contains('p') || o.endsWith('q'))";
+        assert_eq!(check(known, &[]), []);
+        assert_eq!(
+            check("event.a.startWith('x')", &[])[0].to_string(),
+            "there is no function named `startWith` (did you mean `startsWith`?)"
+        );
+        assert_eq!(check("success() || always()", &OF_NEEDS), []);
+        assert_eq!(check("success()", &[]).len(), 1, "a route has no needs");
     }
 
     #[test]

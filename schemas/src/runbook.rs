@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     ApprovalConfig, ApprovalPolicy, Catalog, Condition, NewRun, PlannedJob, Problem, Role, RunId, Template, Timestamp,
-    TraceContext,
+    TraceContext, condition::OF_NEEDS,
 };
 
 /// A runbook as the configuration file spells it.
@@ -235,7 +235,7 @@ fn build_job(
     let condition = job.condition.as_deref().and_then(|text| match Condition::parse(text) {
         Ok(condition) => {
             let shape = condition_shape(config, &job.needs, catalog);
-            problems.extend(condition.check(&shape).into_iter().map(|problem| problem.within("if")));
+            problems.extend(condition.check(&shape, &OF_NEEDS).into_iter().map(|problem| problem.within("if")));
             Some(condition)
         }
         Err(problem) => {

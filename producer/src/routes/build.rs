@@ -36,7 +36,7 @@ fn build_route(config: &RouteConfig, startable: &Startable, sources: &Sources) -
     let sample = sender.and_then(|sender| example(sender, &on));
     let when = config.when.as_deref().map(Condition::parse).transpose().map_err(|found| note(found, "when"));
     if let Ok(Some(when)) = &when {
-        for found in when.check(&names()) {
+        for found in when.check(&names(), &[]) {
             note(found, "when");
         }
     }

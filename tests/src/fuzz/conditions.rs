@@ -32,8 +32,8 @@ pub fn condition(data: &[u8]) {
     let Ok(condition) = Condition::parse(text) else { return };
     assert_eq!(condition.text(), text);
     let reads_raw = condition.reads(&["event", "raw"]);
-    let problems = condition.check(&shape());
-    let again = Condition::parse(text).expect("it was read before").check(&shape());
+    let problems = condition.check(&shape(), &[]);
+    let again = Condition::parse(text).expect("it was read before").check(&shape(), &[]);
     assert_eq!(problems, again, "{text}");
     let (first, second) = (condition.holds(&full(), None), condition.holds(&full(), None));
     assert_eq!(first.as_ref().ok(), second.as_ref().ok(), "{text}");
