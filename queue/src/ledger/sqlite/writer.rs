@@ -236,7 +236,12 @@ mod tests {
         async fn write(&self, tx: &mut SqliteConnection) -> Result<(), LedgerError> {
             sqlx::query("insert into line values (?)").bind(self.text).execute(&mut *tx).await.map_err(unavailable)?;
             if self.text == "orphan" {
-                sqlx::query("insert into child values ('nobody')").execute(tx).await.map_err(unavailable)?;
+                sqlx::query("insert into child values ('nobody')").execute(&mut *tx).await.map_err(unavailable)?;
+            }
+            let lines: i64 =
+                sqlx::query_scalar("select count(*) from line").fetch_one(tx).await.map_err(unavailable)?;
+            if self.text == "only" && lines > 1 {
+                return Err(LedgerError::Stale);
             }
             self.stored.add_permits(1);
             self.may_go.acquire().await.unwrap().forget();
@@ -315,6 +320,17 @@ mod tests {
         assert!(matches!(bad.await.unwrap(), Err(LedgerError::Stale)));
         last.await.unwrap().unwrap();
         assert_eq!(book.lines().await, ["first", "last"]);
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_beside_what_is_not_committed_is_tried_alone() {
+        let mut book = Book::open().await;
+        let calls = [book.call("first").await, book.call("only").await];
+        calls.iter().for_each(|call| call.may_go.add_permits(9));
+        for answer in calls.map(|call| call.answer) {
+            answer.await.unwrap().unwrap();
+        }
+        assert_eq!(book.lines().await, ["first", "only"]);
     }
 
     #[tokio::test]
