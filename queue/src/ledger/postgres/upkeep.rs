@@ -19,12 +19,10 @@ use crate::clock::earlier;
 impl Upkeep for Postgres {
     async fn time(&self) -> Result<Timestamp, LedgerError> {
         in_time(async {
-            let mut hot = self.kept().await?;
             let now: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000000)::bigint")
-                .fetch_one(&mut *hot)
+                .fetch_one(&self.hot)
                 .await
                 .map_err(unavailable)?;
-            hot.keep();
             Ok(moment(now))
         })
         .await
