@@ -24,6 +24,7 @@ on_every_engine![
     a_job_of_a_run_waits_for_its_needs_and_then_for_room,
     a_paused_queue_is_not_claimed,
     a_paused_kind_is_not_let_in,
+    what_slips_in_while_its_kind_is_paused_waits_for_the_end_of_the_pause,
     a_paused_key_is_not_let_in,
     a_pause_gives_the_room_of_what_it_parks_to_others,
     a_retried_job_finds_room_again,
@@ -274,6 +275,21 @@ async fn a_paused_kind_is_not_let_in(t: TestLedger) {
     assert_eq!(states(&t, &[before, after[0], later_on, run.jobs[0].job.id]).await, [JobState::Available; 4]);
     assert_eq!(t.state(other.jobs[1].job.id).await, JobState::Pending, "it still waits for what it needs");
     assert_eq!(t.claim(10).await.len(), 5);
+}
+
+async fn what_slips_in_while_its_kind_is_paused_waits_for_the_end_of_the_pause(t: TestLedger) {
+    let kind = Pausable::Kind("noop".into());
+    let job = t.enqueue(&[t.job()]).await[0];
+    let attempt = t.claim_one().await.id;
+    t.ledger.pause(&kind, &ada(), t.now()).await.unwrap();
+    assert!(t.finish(attempt, Outcome::Released).await);
+    assert_eq!(t.state(job).await, JobState::Available);
+    t.clock.advance(Duration::from_secs(3));
+    let other = t.enqueue(&[of_kind("other", t.job())]).await[0];
+    assert_eq!(t.claim(10).await.iter().map(|job| job.id.job).collect::<Vec<_>>(), [other]);
+    let bells = t.ledger.resume(&kind, &ada(), t.now()).await.unwrap();
+    assert_eq!(bells.iter().map(|bell| bell.count).sum::<u32>(), 1);
+    assert_eq!(t.claim_one().await.id.job, job);
 }
 
 async fn a_paused_key_is_not_let_in(t: TestLedger) {

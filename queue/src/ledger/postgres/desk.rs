@@ -259,8 +259,10 @@ impl Desk for Postgres {
             }
             write_audit(&mut tx, by, "resume", &subject(what), now).await?;
             let mut bells = Bells::default();
-            if let Pausable::Queue(queue) = what {
-                bells.add_many(queue, available_in(&mut tx, queue).await?);
+            match what {
+                Pausable::Queue(queue) => bells.add_many(queue, available_in(&mut tx, queue).await?),
+                Pausable::Kind(kind) => slipped_in(&mut tx, kind, &mut bells, now).await?,
+                Pausable::Key(_) => {}
             }
             commit(tx).await?;
             Ok(bells)
@@ -415,6 +417,22 @@ async fn park(tx: &mut PgConnection, what: &Pausable) -> Result<(), LedgerError>
     .execute(tx)
     .await
     .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Rings for what became available while its kind was paused, such as the job of a worker that had died. Of this moment: it
+/// may lie below the floors of the claims.
+async fn slipped_in(tx: &mut PgConnection, kind: &str, bells: &mut Bells, now: Timestamp) -> Result<(), LedgerError> {
+    let jobs: Vec<(Uuid, String)> =
+        sqlx::query_as("update job set run_at = $2 where state = 2 and kind = $1 returning id, queue")
+            .bind(storable(kind))
+            .bind(micros(now))
+            .fetch_all(tx)
+            .await
+            .map_err(unavailable)?;
+    for (job, queue) in jobs {
+        bells.add(&queue, JobId(job), &schemas::TraceContext::default());
+    }
     Ok(())
 }
 

@@ -220,6 +220,7 @@ const CLAIM: &str = "
       select j.id from unnest($7::smallint[], $8::bigint[]) as p(priority, floor)
       cross join lateral (
         select id from job where queue = $1 and state = 2 and kind = any($2) and priority = p.priority and run_at >= p.floor
+          and kind <> all(array(select name from pause where what = 'kind'))
         order by run_at, id limit $3 for update skip locked) j
       where not exists (select 1 from pause where what = 'queue' and name = $1)
       limit $3),

@@ -269,8 +269,10 @@ impl Desk for Sqlite {
             }
             write_audit(&mut tx, by, "resume", &subject(what), now).await?;
             let mut bells = Bells::default();
-            if let Pausable::Queue(queue) = what {
-                bells.add_many(queue, available_in(&mut tx, queue).await?);
+            match what {
+                Pausable::Queue(queue) => bells.add_many(queue, available_in(&mut tx, queue).await?),
+                Pausable::Kind(kind) => slipped_in(&mut tx, kind, &mut bells).await?,
+                Pausable::Key(_) => {}
             }
             commit(tx).await?;
             Ok(bells)
@@ -422,6 +424,19 @@ async fn park(tx: &mut SqliteConnection, what: &Pausable) -> Result<(), LedgerEr
         .execute(tx)
         .await
         .map_err(unavailable)?;
+    Ok(())
+}
+
+/// Rings for what became available while its kind was paused, such as the job of a worker that had died.
+async fn slipped_in(tx: &mut SqliteConnection, kind: &str, bells: &mut Bells) -> Result<(), LedgerError> {
+    let jobs: Vec<(Uuid, String)> = sqlx::query_as("select id, queue from job where state = 2 and kind = ?")
+        .bind(kind)
+        .fetch_all(tx)
+        .await
+        .map_err(unavailable)?;
+    for (job, queue) in jobs {
+        bells.add(&queue, JobId(job), &schemas::TraceContext::default());
+    }
     Ok(())
 }
 
