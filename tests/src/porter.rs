@@ -102,13 +102,14 @@ impl Porter {
     }
 }
 
-/// Looks until there is something, for as long as [`PATIENCE`].
+/// Looks until there is something, for as long as [`PATIENCE`]; ten times as long in the long mode, where more is to be done.
 ///
 /// # Panics
 ///
 /// When there is nothing by then.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let patience = if crate::is_long() { PATIENCE * 10 } else { PATIENCE };
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         if let Some(found) = look().await {
             return found;
