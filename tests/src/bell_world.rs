@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,7 @@ pub struct World {
     /// What enqueues; not the worker's.
     producer: Queue,
     bells: Arc<AtomicUsize>,
+    deaf: Arc<AtomicBool>,
     acknowledged: AtomicU64,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -48,7 +49,9 @@ impl World {
         let database = crate::postgres::fresh_database().await;
         let producer = Queue::open(&QueueConfig::new(&database, broker)).await.unwrap();
         let bells = Arc::new(AtomicUsize::new(0));
-        let counting = Counting { broker: broker::open(broker).await.unwrap(), bells: Arc::clone(&bells) };
+        let deaf = Arc::new(AtomicBool::new(false));
+        let broker = broker::open(broker).await.unwrap();
+        let counting = Counting { broker, bells: Arc::clone(&bells), deaf: Arc::clone(&deaf) };
         let ledger = ledger::open(&database, None).await.unwrap();
         let now = ledger.time().await.unwrap();
         let queue = Queue::with_parts(ledger, Arc::new(counting), LedgerClock::sampled(now));
@@ -56,7 +59,8 @@ impl World {
         WORLDS.lock().unwrap().insert(id, Arc::clone(&effects));
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let config = WorkerConfig { permits: [("faults".to_owned(), PERMITS)].into(), ..WorkerConfig::default() };
+        let permits = [("faults".to_owned(), PERMITS)].into();
+        let config = WorkerConfig { permits, poll: Duration::from_secs(1), ..WorkerConfig::default() };
         let world = worker::World::new(WorldConfig::default(), Arc::default(), worker::world::http_client());
         let registry = Arc::new(Registry::default().with::<Count>());
         let worker = Worker::new(queue.clone(), registry, Arc::new(world), config);
@@ -68,9 +72,14 @@ impl World {
                 queue.close(Duration::from_secs(1)).await;
             }
         });
-        let world = Self { id, effects, producer, bells, acknowledged: AtomicU64::new(0), stop, tasks };
+        let world = Self { id, effects, producer, bells, deaf, acknowledged: AtomicU64::new(0), stop, tasks };
         world.hears_bells().await;
         world
+    }
+
+    /// From now on the broker has forgotten the worker's consumer, and has not said so.
+    pub fn forgets_the_consumer(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
     }
 
     /// Enqueues jobs, all of which the ledger acknowledges.
@@ -203,10 +212,11 @@ impl Handler for Count {
     }
 }
 
-/// A broker that counts the bells which are heard.
+/// A broker that counts the bells which are heard, and can forget a consumer.
 struct Counting {
     broker: Arc<dyn Broker>,
     bells: Arc<AtomicUsize>,
+    deaf: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -216,7 +226,8 @@ impl Broker for Counting {
     }
 
     async fn listen(&self, queue: &str) -> Result<Box<dyn Listener>, BrokerError> {
-        Ok(Box::new(CountingEar { ear: self.broker.listen(queue).await?, bells: Arc::clone(&self.bells) }))
+        let (bells, deaf) = (Arc::clone(&self.bells), Arc::clone(&self.deaf));
+        Ok(Box::new(CountingEar { ear: self.broker.listen(queue).await?, bells, deaf }))
     }
 
     fn is_well(&self) -> bool {
@@ -231,12 +242,20 @@ impl Broker for Counting {
 struct CountingEar {
     ear: Box<dyn Listener>,
     bells: Arc<AtomicUsize>,
+    /// Until it listens anew.
+    deaf: Arc<AtomicBool>,
 }
 
 #[async_trait]
 impl Listener for CountingEar {
     async fn heard(&mut self) -> Heard {
-        let heard = self.ear.heard().await;
+        let heard = loop {
+            let heard = self.ear.heard().await;
+            if !self.deaf.load(Ordering::SeqCst) {
+                break heard;
+            }
+            heard.take(); // It is as if it had never come.
+        };
         self.bells.fetch_add(1, Ordering::SeqCst);
         heard
     }
@@ -246,6 +265,7 @@ impl Listener for CountingEar {
     }
 
     async fn pause(&mut self) {
+        self.deaf.store(false, Ordering::SeqCst);
         self.ear.pause().await;
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::executor::Executor;
 
@@ -22,9 +22,15 @@ use crate::executor::Executor;
 const LARGEST_CLAIM: usize = 256;
 /// With no permit free for so long, bells are given back to idle neighbours.
 const HOLD_BELLS: Duration = Duration::from_secs(1);
-/// A look without a bell: seldom while bells are heard, often while they are not. Jittered.
-const POLL: Duration = Duration::from_secs(15);
+/// A look without a bell while none is heard. Jittered.
 const POLL_WITHOUT_BELLS: Duration = Duration::from_secs(1);
+
+/// What a look at the queue brought.
+struct Got {
+    jobs: usize,
+    /// A claim took less than it might: nothing is left. Otherwise more may wait, which no bell will announce.
+    emptied: bool,
+}
 
 /// Claims from one queue and hands to the executor.
 pub(crate) struct Consumer {
@@ -34,6 +40,7 @@ pub(crate) struct Consumer {
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) worker: WorkerId,
     pub(crate) lease: Duration,
+    pub(crate) poll: Duration,
     pub(crate) attempts: TaskTracker,
 }
 
@@ -49,9 +56,16 @@ impl Consumer {
                 () = stop.cancelled() => return,
                 heard = self.bell_or_poll(&mut *listener, more) => heard,
             };
+            let looked = heard.is_none() && !more;
             match self.claim_for(heard).await {
-                Ok(full) => {
-                    more = full;
+                Ok(got) => {
+                    if looked && got.jobs > 0 && listener.hears() {
+                        // Nothing announced these, though bells are heard. A bell may be on its way; but a broker can also
+                        // forget a consumer and not say so (RabbitMQ, of a queue that is deleted under load).
+                        debug!(queue = self.queue, "found work that no bell announced; listening anew");
+                        listener.pause().await;
+                    }
+                    more = !got.emptied;
                     pauses.reset(u32::MAX);
                 }
                 Err(error) => {
@@ -85,7 +99,7 @@ impl Consumer {
             self.a_free_permit().await;
         }
         let hears = self.executor.queue.broker().is_well() && listener.hears();
-        let poll = if hears { POLL } else { POLL_WITHOUT_BELLS }.mul_f64(0.5 + chance());
+        let poll = if hears { self.poll } else { POLL_WITHOUT_BELLS }.mul_f64(0.5 + chance());
         // A bell that is there already is heard even then: it is not to be held back from idle neighbours.
         let poll = if more { Duration::ZERO } else { poll };
         tokio::time::timeout(poll, listener.heard()).await.ok()
@@ -98,28 +112,28 @@ impl Consumer {
 
     /// Claims as many as there are free permits, again while claims come back full: a bell buys what it announced and
     /// whatever else is there, for a claim costs the same for one job as for many. What it announced and no permit is
-    /// free for is rung again. Whether the last claim came back full: then more may wait that no bell will announce.
-    async fn claim_for(&self, heard: Option<Heard>) -> Result<bool, LedgerError> {
+    /// free for is rung again.
+    async fn claim_for(&self, heard: Option<Heard>) -> Result<Got, LedgerError> {
         let announced = heard.as_ref().map_or(0, |heard| heard.bell.count as usize);
-        let (mut claimed, mut full) = (0, false);
+        let mut got = Got { jobs: 0, emptied: false };
         loop {
             let limit = self.permits.available_permits().min(LARGEST_CLAIM);
             if limit == 0 {
                 break;
             }
-            let got = self.claim(limit).await?;
-            claimed += got;
-            full = got == limit;
-            if !full {
-                claimed = announced.max(claimed); // The queue is empty: nothing is left of what was announced.
+            let claimed = self.claim(limit).await?;
+            got.jobs += claimed;
+            if claimed < limit {
+                got.emptied = true;
                 break;
             }
         }
         if let Some(heard) = heard {
-            self.ring_for_the_rest(&heard.bell, announced.saturating_sub(claimed));
+            let rest = if got.emptied { 0 } else { announced.saturating_sub(got.jobs) };
+            self.ring_for_the_rest(&heard.bell, rest);
             heard.take();
         }
-        Ok(full)
+        Ok(got)
     }
 
     async fn claim(&self, limit: usize) -> Result<usize, LedgerError> {

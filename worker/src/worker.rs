@@ -25,6 +25,8 @@ pub struct WorkerConfig {
     pub permits: BTreeMap<String, usize>,
     /// Of a queue that is not named there.
     pub other_permits: usize,
+    /// How often a queue is looked at without a bell, on average, while bells are heard.
+    pub poll: Duration,
     /// How long a lease lasts; see [`queue::QueueConfig::lease`].
     pub lease: Duration,
     /// How long running attempts may go on after the worker was told to stop; then they are given back.
@@ -38,6 +40,7 @@ impl Default for WorkerConfig {
         Self {
             permits: BTreeMap::new(),
             other_permits: 16,
+            poll: Duration::from_secs(15),
             lease: queue::QueueConfig::LEASE,
             grace: Duration::from_secs(20),
             notice: None,
@@ -85,6 +88,7 @@ impl Worker {
                 permits: Arc::new(Semaphore::new(self.permits_of(queue))),
                 worker: id,
                 lease: self.config.lease,
+                poll: self.config.poll,
                 attempts: attempts.clone(),
             })
             .collect();
