@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    approvals, audit, backups, bench, check, completions, demo, events, explain, jobs, queues, run, runs, schemas,
-    serve, token, trigger, up, work,
+    approvals, audit, backups, bench, check, completions, demo, doctor, events, explain, jobs, queues, run, runs,
+    schemas, serve, token, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Work(work::Args),
     /// Say everything that is wrong with the configuration.
     Check(check::Args),
+    /// Try out the setup from this machine, or say why a job does not run.
+    Doctor(doctor::Args),
     /// Say which jobs an event would make, and why.
     Explain(explain::Args),
     /// Send a signed sample event to the running server.

@@ -9,6 +9,7 @@ mod exit_code;
 mod failure;
 mod health;
 mod listener;
+mod metrics;
 mod output;
 mod rooms;
 mod server;

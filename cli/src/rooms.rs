@@ -35,12 +35,20 @@ pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Role
         return Err(Failure::usage("a SQLite ledger is one process's: a broker has nobody to tell")
             .help("leave `broker` out, or take `postgres://...` as the ledger"));
     }
-    let queue = QueueConfig { notice: notice(config), ..QueueConfig::new(ledger_text, broker_text) };
+    let queue = QueueConfig {
+        notice: notice(config),
+        keep: config.queue.keep.into(),
+        ..QueueConfig::new(ledger_text, broker_text)
+    };
     let queue = Queue::open(&queue).await?;
     Ok((queue, ledger_text.to_owned()))
 }
 
-async fn resolve_address(address: &Address, resolver: &Resolver, key: &str) -> Result<SecretString, Failure> {
+pub(crate) async fn resolve_address(
+    address: &Address,
+    resolver: &Resolver,
+    key: &str,
+) -> Result<SecretString, Failure> {
     match (address.plain(), &address.secret) {
         (Some(plain), _) => Ok(plain.into()),
         (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,

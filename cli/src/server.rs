@@ -26,6 +26,7 @@ use crate::exit_code;
 use crate::failure::Failure;
 use crate::health::Health;
 use crate::listener::Listener;
+use crate::metrics::Metrics;
 use crate::rooms;
 use crate::telemetry::{self, TelemetrySettings};
 
@@ -98,9 +99,11 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     let resolver = rooms::resolver(&config).await;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
+    let counted = worker::Metrics::default();
     if roles.works {
-        running.work(&config, &resolver);
+        running.work(&config, &resolver, counted.clone());
     }
+    let counted = roles.works.then_some(&counted);
     match (front, house) {
         (Some(front), Some(house)) => {
             let token = rooms::token(&config, &resolver, &ledger).await?;
@@ -108,12 +111,16 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let startable = config.startable.clone();
             let door = rooms::door(config, queue.clone(), resolver)?;
             let health = Health::new(queue.clone(), Some(door.clone()));
+            let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()));
             let api = console::router(console(queue, startable, token, &door));
-            running.listen(house, health.clone().with_reasons().merge(api));
+            running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
             running.drain(door);
         }
-        (_, Some(house)) => running.listen(house, Health::new(queue, None).with_reasons()),
+        (_, Some(house)) => {
+            let metrics = Metrics::new(queue.clone(), counted, None);
+            running.listen(house, Health::new(queue, None).with_reasons().merge(metrics.router()));
+        }
         (_, None) => {}
     }
     announce(&ready, ready_file.as_deref())?;
@@ -161,7 +168,7 @@ impl Running {
         self.parts.spawn(async move { door.drain(stop).await });
     }
 
-    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>) {
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics) {
         let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
         let registry = Arc::new(worker::jobs::registry());
         let how = WorkerConfig {
@@ -169,6 +176,7 @@ impl Running {
             grace: config.worker.grace.0,
             lease: config.worker.lease.0,
             notice: rooms::notice(config),
+            metrics,
             ..WorkerConfig::default()
         };
         let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);

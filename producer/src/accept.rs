@@ -4,7 +4,6 @@
 //! never before. Where neither can be had the answer is a 503, and the sender keeps the delivery.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -54,6 +53,12 @@ impl Door {
         headers: &HeaderMap,
         body: Held,
     ) -> Result<DeliveryAnswer, Refusal> {
+        let answer = self.sign_for(source, headers, body).await;
+        self.0.metrics.answered(source.name(), &answer);
+        answer
+    }
+
+    async fn sign_for(&self, source: &Source, headers: &HeaderMap, body: Held) -> Result<DeliveryAnswer, Refusal> {
         self.verify(source, headers, &body.bytes).await?;
         let delivery = Delivery {
             source: source.name.clone(),
@@ -96,10 +101,8 @@ impl Door {
             }
             Err(rejection) => rejection,
         };
-        if let Some(place) = Rejection::ALL.iter().position(|known| *known == rejection) {
-            self.0.rejections[place].fetch_add(1, Ordering::Relaxed);
-        }
         let source = source.name();
+        self.0.metrics.rejected(source, rejection);
         if rejection == Rejection::NoUsableSecret || (rejection == Rejection::Mismatch && !all_known) {
             error!(
                 source,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::Utc;
+use prometheus_client::registry::Registry;
 use queue::Queue;
 use queue::ledger::StoredBody;
 use schemas::{Event, Timestamp, TraceContext};
@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::absence::{self, Absence};
 use crate::body::Room;
+use crate::metrics::Metrics;
 use crate::patience::Patience;
-use crate::rejection::Rejection;
 use crate::routes::{Making, Matched, Routes, Startable};
 use crate::sources::Sources;
 use crate::spool::Spool;
@@ -47,8 +47,7 @@ pub(crate) struct Inner {
     pub(crate) room: Room,
     pub(crate) absence: Absence,
     pub(crate) patience: BTreeMap<String, Patience>,
-    /// By [`Rejection::ALL`].
-    pub(crate) rejections: [AtomicU64; Rejection::ALL.len()],
+    pub(crate) metrics: Metrics,
     /// Tells the wall clock's time: the only place that needs it is a signature.
     pub(crate) wall_clock: fn() -> Timestamp,
 }
@@ -67,7 +66,7 @@ impl Door {
             room: Room::new(),
             absence: Absence::default(),
             patience,
-            rejections: Default::default(),
+            metrics: Metrics::default(),
             wall_clock,
         }))
     }
@@ -83,10 +82,9 @@ impl Door {
         spools && config.spool.can_accept().await
     }
 
-    /// Deliveries that were not believed since the start, by reason, for metrics.
-    pub fn rejections(&self) -> Vec<(&'static str, u64)> {
-        let counts = self.0.rejections.iter().map(|count| count.load(Ordering::Relaxed));
-        Rejection::ALL.iter().map(|rejection| rejection.as_str()).zip(counts).collect()
+    /// Makes what it counts known under its names.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
     }
 
     /// How many deliveries wait in the spool, for metrics.

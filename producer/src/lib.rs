@@ -7,6 +7,7 @@ mod accept;
 mod body;
 mod delivery;
 mod door;
+mod metrics;
 mod patience;
 pub mod readable;
 mod rejection;

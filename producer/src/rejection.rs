@@ -24,10 +24,6 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// All of them, in the order of their counters.
-    pub const ALL: [Self; 6] =
-        [Self::NoSignature, Self::WrongAlgorithm, Self::Malformed, Self::Mismatch, Self::Clock, Self::NoUsableSecret];
-
     /// Its name in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

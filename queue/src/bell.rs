@@ -12,6 +12,7 @@ use tracing::{Instrument, Span, info_span, warn};
 
 use crate::broker::Broker;
 use crate::kill_point::reached;
+use crate::metrics::Metrics;
 use crate::trace;
 
 /// Says that `count` jobs of a queue became available. It may be lost, doubled or coalesced without harm: the ledger
@@ -98,6 +99,7 @@ pub(crate) struct Ringer(Arc<Rope>);
 
 struct Rope {
     broker: Arc<dyn Broker>,
+    metrics: Metrics,
     bells: Mutex<Ringing>,
     /// Told whenever everything has been rung.
     quiet: Notify,
@@ -111,8 +113,8 @@ struct Ringing {
 }
 
 impl Ringer {
-    pub(crate) fn new(broker: Arc<dyn Broker>) -> Self {
-        Self(Arc::new(Rope { broker, bells: Mutex::default(), quiet: Notify::new() }))
+    pub(crate) fn new(broker: Arc<dyn Broker>, metrics: Metrics) -> Self {
+        Self(Arc::new(Rope { broker, metrics, bells: Mutex::default(), quiet: Notify::new() }))
     }
 
     /// Has bells rung, soon.
@@ -165,6 +167,7 @@ impl Rope {
             let rung = self.broker.ring(std::slice::from_ref(&bell)).await;
             reached("rung");
             if let Err(error) = rung {
+                self.metrics.silent_bells.inc();
                 warn!(queue, error = &error as &dyn std::error::Error, "a bell did not ring");
                 span.record("otel.status_code", "ERROR");
             }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use schemas::{JobId, NewJob, Timestamp};
 
+use crate::clock::earlier;
+use crate::ledger::Horizons;
+
 /// Makes the job that tells people about a discarded one: its id, its kind, the error. None where nobody is to be told
 /// (a discarded notice must not make another).
 pub type NoticeOfDiscard = Arc<dyn Fn(JobId, &str, &str, Timestamp) -> Option<NewJob> + Send + Sync>;
@@ -21,6 +24,28 @@ pub struct QueueConfig {
     pub lease: Duration,
     /// Who is told about discarded jobs.
     pub notice: Option<NoticeOfDiscard>,
+    /// How long what is done is kept.
+    pub keep: Keep,
+}
+
+/// How long the ledger keeps what is done; none: for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Senders' own bytes.
+    pub bodies: Option<Duration>,
+    /// Events; never less than their bodies.
+    pub events: Option<Duration>,
+    /// Jobs and runs, after their end.
+    pub jobs: Option<Duration>,
+}
+
+impl Keep {
+    /// What is older than it is kept, now.
+    pub(crate) fn horizons(self, now: Timestamp) -> Horizons {
+        let [bodies, events, jobs] =
+            [self.bodies, self.events, self.jobs].map(|keep| keep.map(|keep| earlier(now, keep)));
+        Horizons { bodies, events, jobs }
+    }
 }
 
 impl QueueConfig {
@@ -29,7 +54,7 @@ impl QueueConfig {
 
     /// A configuration with the usual lease.
     pub fn new(ledger: impl Into<String>, broker: impl Into<String>) -> Self {
-        Self { ledger: ledger.into(), broker: broker.into(), lease: Self::LEASE, notice: None }
+        Self { ledger: ledger.into(), broker: broker.into(), lease: Self::LEASE, notice: None, keep: Keep::default() }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod clock;
 mod config;
 pub mod kill_point;
 pub mod ledger;
+mod metrics;
 mod queue;
 pub mod retry;
 pub mod trace;
@@ -18,5 +19,5 @@ mod upkeep;
 
 pub use bell::Bell;
 pub use clock::LedgerClock;
-pub use config::{NoticeOfDiscard, QueueConfig};
+pub use config::{Keep, NoticeOfDiscard, QueueConfig};
 pub use queue::{OpenError, Queue};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use schemas::{EventId, JobId, JobState, NewJob, NewRun, Role, RunId, Timestamp};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -11,12 +12,13 @@ use crate::batch::Batcher;
 use crate::bell::{Bells, Ringer};
 use crate::broker::{self, Broker, BrokerError};
 use crate::clock::LedgerClock;
-use crate::config::QueueConfig;
+use crate::config::{Keep, QueueConfig};
 use crate::kill_point::reached;
 use crate::ledger::{
     self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, NewDelivery, Operator, Pausable,
     Receipt, Replay,
 };
+use crate::metrics::Metrics;
 use crate::upkeep;
 
 /// Why a queue could not be opened.
@@ -67,6 +69,8 @@ struct Inner {
     broker: Arc<dyn Broker>,
     clock: LedgerClock,
     bellman: Bellman,
+    metrics: Metrics,
+    keep: Keep,
     deliveries: Batcher<NewDelivery, Receipt>,
     jobs: Batcher<NewJob, Enqueued<JobId>>,
     ends: Batcher<Ended, bool>,
@@ -81,7 +85,7 @@ impl Queue {
             .time()
             .await
             .map_err(|error| OpenError::Ledger { reason: "it does not tell the time".into(), source: error.into() })?;
-        let queue = Self::with_parts(ledger, broker, LedgerClock::sampled(now));
+        let queue = Self::of(ledger, broker, LedgerClock::sampled(now), config.keep);
         if queue.ledger().is_exclusive() {
             let rescued = upkeep::rescue(&queue, Timestamp::MAX_UTC).await;
             rescued.map_err(|error| OpenError::Ledger {
@@ -92,13 +96,19 @@ impl Queue {
         Ok(queue)
     }
 
-    /// A queue of given parts, for tests that drive the clock.
+    /// A queue of given parts that keeps everything for ever, for tests that drive the clock.
     pub fn with_parts(ledger: Arc<dyn Ledger>, broker: Arc<dyn Broker>, clock: LedgerClock) -> Self {
-        let bellman = Bellman { ringer: Ringer::new(Arc::clone(&broker)), put_off: Arc::new(Notify::new()) };
+        Self::of(ledger, broker, clock, Keep::default())
+    }
+
+    fn of(ledger: Arc<dyn Ledger>, broker: Arc<dyn Broker>, clock: LedgerClock, keep: Keep) -> Self {
+        let metrics = Metrics::default();
+        let ringer = Ringer::new(Arc::clone(&broker), metrics.clone());
+        let bellman = Bellman { ringer, put_off: Arc::new(Notify::new()) };
         let deliveries = intake_writer(&ledger, &clock, &bellman);
         let jobs = job_writer(&ledger, &clock, &bellman);
         let ends = end_writer(&ledger, &clock, &bellman);
-        Self(Arc::new(Inner { ledger, broker, clock, bellman, deliveries, jobs, ends }))
+        Self(Arc::new(Inner { ledger, broker, clock, bellman, metrics, keep, deliveries, jobs, ends }))
     }
 
     /// The ledger itself, for what is not batched.
@@ -223,7 +233,12 @@ impl Queue {
 
     /// Promotes, rescues, prunes and keeps the clock right, until told to stop. Runs in every process.
     pub async fn keep_up(&self, stop: CancellationToken) {
-        upkeep::run(self, &self.0.bellman.put_off, stop).await;
+        upkeep::run(self, &self.0.bellman.put_off, self.0.keep, stop).await;
+    }
+
+    /// Makes what it counts known under its names.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
     }
 
     /// Rings what is still to be rung, for at most `patience`, and closes the broker.

@@ -1,4 +1,4 @@
-//! The promoter, the rescuer and the pruner. They run in every process and need no leader: the ledger gives each row to
+//! The promoter, the rescuer, the pruner and whoever forgets what is old. They run in every process and need no leader: the ledger gives each row to
 //! one of them only.
 
 use std::time::Duration;
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Queue;
+use crate::config::Keep;
 use crate::kill_point::reached;
 use crate::ledger::LedgerError;
 
@@ -23,11 +24,15 @@ const REVIEW_EVERY: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_secs(30);
 /// What has expired is forgotten so often.
 const PRUNE_EVERY: Duration = Duration::from_mins(1);
+/// What is old is looked for so often.
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+/// While there is more to forget, it rests for so many times as long as it worked: nobody else is to notice.
+const REST: u32 = 4;
 /// At most so many rows in one transaction; a full one is followed at once by the next.
 const ROWS: u32 = 500;
 
 /// Works until told to stop. What fails is said, and done again at its next turn.
-pub(crate) async fn run(queue: &Queue, put_off: &Notify, stop: CancellationToken) {
+pub(crate) async fn run(queue: &Queue, put_off: &Notify, keep: Keep, stop: CancellationToken) {
     let start = Instant::now();
     let mut turns = Turns {
         promote: start,
@@ -35,16 +40,18 @@ pub(crate) async fn run(queue: &Queue, put_off: &Notify, stop: CancellationToken
         review: start,
         sample: start + SAMPLE_EVERY,
         prune: start + PRUNE_EVERY,
+        forget: start + FORGET_EVERY,
         was_away: false,
     };
     loop {
-        let due = turns.promote.min(turns.rescue).min(turns.review).min(turns.sample).min(turns.prune);
+        let due =
+            turns.promote.min(turns.rescue).min(turns.review).min(turns.sample).min(turns.prune).min(turns.forget);
         tokio::select! {
             () = stop.cancelled() => return,
             () = put_off.notified() => turns.promote = Instant::now(),
             () = tokio::time::sleep_until(due) => {}
         }
-        turns.take(queue).await;
+        turns.take(queue, keep).await;
     }
 }
 
@@ -54,12 +61,13 @@ struct Turns {
     review: Instant,
     sample: Instant,
     prune: Instant,
+    forget: Instant,
     /// Whether the ledger was away at the last turn of the rescuer.
     was_away: bool,
 }
 
 impl Turns {
-    async fn take(&mut self, queue: &Queue) {
+    async fn take(&mut self, queue: &Queue, keep: Keep) {
         let now = Instant::now();
         if self.promote <= now {
             self.promote = Instant::now() + said(promote(queue).await, "promote").unwrap_or(PROMOTE_EVERY);
@@ -81,6 +89,12 @@ impl Turns {
         if self.prune <= now {
             said(prune(queue).await, "prune");
             self.prune = Instant::now() + PRUNE_EVERY;
+        }
+        if self.forget <= now {
+            let begun = Instant::now();
+            let forgotten = said(queue.ledger().forget(&keep.horizons(queue.clock().now()), ROWS).await, "forget");
+            let more = forgotten.is_some_and(|forgotten| forgotten >= u64::from(ROWS));
+            self.forget = Instant::now() + if more { begun.elapsed() * REST } else { FORGET_EVERY };
         }
     }
 

@@ -57,7 +57,28 @@ id! {
     WorkerId
 }
 
+/// The least identifier of a time: all that were made before are less, and none that is made later is.
+pub fn least_id_of(time: Timestamp) -> Uuid {
+    let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
 fn uuid_at(now: Timestamp) -> Uuid {
     let seconds = u64::try_from(now.timestamp()).unwrap_or(0);
     Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, now.timestamp_subsec_nanos()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_id_of_a_time_divides_those_made_before_from_those_made_since() {
+        let time = Timestamp::from_timestamp_millis(1_790_000_000_123).unwrap();
+        let millisecond = chrono::TimeDelta::milliseconds(1);
+        for _ in 0..100 {
+            assert!(JobId::at(time - millisecond).0 < least_id_of(time));
+            assert!(JobId::at(time).0 >= least_id_of(time));
+        }
+    }
 }

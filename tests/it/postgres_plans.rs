@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use queue::clock::later;
-use queue::ledger::{self, Ended, Repeats};
+use queue::ledger::{self, Ended, Horizons, Repeats};
 use schemas::{AttemptId, JobState, Key, Limit, NewJob, NewRun, Outcome};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -216,6 +216,8 @@ async fn a_day(t: &TestLedger, day: u32) {
     }
     t.ledger.cancel(t.enqueue(&[t.job()]).await[0], &ada(), t.now()).await.unwrap();
     t.ledger.prune(100, t.now()).await.unwrap();
+    let long_ago = Some(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(1));
+    t.ledger.forget(&Horizons { bodies: long_ago, events: long_ago, jobs: long_ago }, 100).await.unwrap();
     assert_eq!(t.state(attempts[0].job).await, JobState::Discarded);
 }
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::{
-    AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, Intake, JobFilter, Ledger,
-    LedgerError, NewDelivery, NewToken, Operator, Pausable, Promoted, Receipt, Replay, Rescued, StoredBody, Upkeep,
-    Work,
+    AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, Horizons, Intake, JobFilter,
+    Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Promoted, Receipt, Replay, Rescued, StoredBody,
+    Upkeep, Work,
 };
 use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
@@ -138,6 +138,10 @@ impl Upkeep for FaultyLedger {
 
     async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
         self.pass("prune")?.prune(limit, now).await
+    }
+
+    async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
+        self.pass("forget")?.forget(older_than, limit).await
     }
 
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {

@@ -13,7 +13,7 @@ use schemas::{
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
-use sqlx::{Connection, PgConnection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::transitions::Watch;
@@ -72,6 +72,19 @@ impl TestLedger {
             let mut ledger = PgConnection::connect(&self.url).await.expect("the ledger's database");
             sqlx::raw_sql("set search_path = nightporter").execute(&mut ledger).await.expect("the schema");
             sqlx::raw_sql(statement).execute(&mut ledger).await.expect("done");
+        }
+    }
+
+    /// How many rows a table has.
+    pub async fn count(&self, table: &str) -> i64 {
+        let question = format!("select count(*) from {table}");
+        if self.url.starts_with("sqlite:") {
+            let mut ledger = SqliteConnection::connect(&self.url).await.expect("the ledger's file");
+            sqlx::query_scalar(AssertSqlSafe(question)).fetch_one(&mut ledger).await.expect("a number")
+        } else {
+            let mut ledger = PgConnection::connect(&self.url).await.expect("the ledger's database");
+            sqlx::raw_sql("set search_path = nightporter").execute(&mut ledger).await.expect("the schema");
+            sqlx::query_scalar(AssertSqlSafe(question)).fetch_one(&mut ledger).await.expect("a number")
         }
     }
 

@@ -93,6 +93,8 @@ pub enum Passage {
     Held,
     /// It passes with another last byte.
     Altered,
+    /// It passes without its condition, as at a server that knows none.
+    Unconditional,
 }
 
 /// A door before an S3 server.
@@ -116,14 +118,14 @@ impl Door {
                 let target = request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned();
                 let passage = if *opened.borrow() { Passage::Free } else { rule(request.method(), &target) };
                 match passage {
-                    Passage::Free | Passage::Altered => {}
+                    Passage::Free | Passage::Altered | Passage::Unconditional => {}
                     Passage::Refused => return StatusCode::BAD_REQUEST.into_response(),
                     Passage::Held => {
                         counter.send_modify(|count| *count += 1);
                         let _open_or_gone = opened.wait_for(|open| *open).await;
                     }
                 }
-                forward(&endpoint, request, passage == Passage::Altered).await
+                forward(&endpoint, request, passage).await
             }
         };
         let (endpoint, server) = serve(Router::new().fallback(answer)).await;
@@ -147,12 +149,15 @@ impl Drop for Door {
     }
 }
 
-async fn forward(endpoint: &str, request: Request, altered: bool) -> Response {
-    let (parts, body) = request.into_parts();
+async fn forward(endpoint: &str, request: Request, passage: Passage) -> Response {
+    let (mut parts, body) = request.into_parts();
     let uri: Uri = parts.uri;
     let mut body: Vec<u8> = to_bytes(body, usize::MAX).await.expect("the request's body").into();
-    if let (true, Some(last)) = (altered, body.last_mut()) {
+    if let (Passage::Altered, Some(last)) = (passage, body.last_mut()) {
         *last ^= 1;
+    }
+    if passage == Passage::Unconditional {
+        parts.headers.remove("if-none-match");
     }
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     let mut onward = client().request(parts.method, format!("{endpoint}{target}"));

@@ -20,6 +20,7 @@ use tracing::{Instrument, Span, error, info, info_span, warn};
 use crate::context::Context;
 use crate::handler::{Failure, Output};
 use crate::heart::{Beating, Heart, Interrupt};
+use crate::metrics::Metrics;
 use crate::registry::{Kind, Registry};
 use crate::world::World;
 
@@ -46,6 +47,7 @@ pub(crate) struct Executor {
     pub(crate) world: Arc<World>,
     pub(crate) heart: Arc<Heart>,
     pub(crate) notice: Option<NoticeOfDiscard>,
+    pub(crate) metrics: Metrics,
     /// Ended when attempts that still run are to be given back.
     pub(crate) give_up: CancellationToken,
     /// Read by every attempt, written by one that must run alone.
@@ -57,8 +59,11 @@ impl Executor {
     pub(crate) async fn execute(&self, job: ClaimedJob, claimed: Instant) {
         let span = span_of(&job);
         async {
+            let _running = self.metrics.begins(&job.queue);
+            let begun = Instant::now();
             let mut beating = self.heart.begin(job.id, claimed);
             let outcome = self.attempt(&job, &mut beating).await;
+            self.metrics.ended(&job.kind, &outcome, begun.elapsed());
             note(&outcome);
             self.record(Ended { attempt: job.id, outcome }, &beating).await;
         }
@@ -78,6 +83,7 @@ impl Executor {
                 Interrupt::Cancel(reason) => Outcome::Cancelled { reason },
                 Interrupt::LeaseLost => {
                     warn!("the lease may be lost; the attempt is stopped");
+                    self.metrics.lost_lease();
                     Outcome::Released
                 }
             },
@@ -144,7 +150,10 @@ impl Executor {
         loop {
             let error = match self.queue.finish(ended.clone()).await {
                 Ok(true) => return,
-                Ok(false) => return warn!("the attempt was stale; its outcome is not recorded"),
+                Ok(false) => {
+                    self.metrics.was_stale();
+                    return warn!("the attempt was stale; its outcome is not recorded");
+                }
                 Err(error) => error,
             };
             let pause = pauses.next_pause().unwrap_or(Duration::from_secs(2));

@@ -15,6 +15,7 @@ use tracing::{error, info};
 use crate::consumer::Consumer;
 use crate::executor::Executor;
 use crate::heart::Heart;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::world::World;
 
@@ -33,6 +34,8 @@ pub struct WorkerConfig {
     pub grace: Duration,
     /// Who is told about discarded jobs.
     pub notice: Option<NoticeOfDiscard>,
+    /// What it counts.
+    pub metrics: Metrics,
 }
 
 impl Default for WorkerConfig {
@@ -44,6 +47,7 @@ impl Default for WorkerConfig {
             lease: queue::QueueConfig::LEASE,
             grace: Duration::from_secs(20),
             notice: None,
+            metrics: Metrics::default(),
         }
     }
 }
@@ -73,6 +77,7 @@ impl Worker {
             world: Arc::clone(&self.world),
             heart: Arc::clone(&heart),
             notice: self.config.notice.clone(),
+            metrics: self.config.metrics.clone(),
             give_up: CancellationToken::new(),
             company: RwLock::default(),
         });

@@ -7,6 +7,7 @@ pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod filter;
@@ -34,6 +35,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Serve(args) => serve::run(args, global).await,
         Command::Work(args) => work::run(args, global).await,
         Command::Check(args) => check::run(&args, global),
+        Command::Doctor(args) => doctor::run(args, global).await,
         Command::Explain(args) => explain::run(&args, global),
         Command::Trigger(args) => trigger::run(args, global).await,
         Command::Run(args) => run::run(args, global).await,

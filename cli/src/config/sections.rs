@@ -53,11 +53,63 @@ pub(crate) struct QueueSection {
     /// `in-process` or `amqp://...`, which may be several with commas between them.
     #[serde(deserialize_with = "text")]
     pub(crate) broker: Address,
+    /// How long what is done is kept in the ledger.
+    pub(crate) keep: KeepSection,
+}
+
+/// `[queue.keep]`: how long what is done is kept in the ledger.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct KeepSection {
+    /// Senders' own bytes: personal data.
+    pub(crate) bodies: Kept,
+    /// Events.
+    pub(crate) events: Kept,
+    /// Jobs and runs, after their end.
+    pub(crate) jobs: Kept,
+}
+
+impl Default for KeepSection {
+    fn default() -> Self {
+        let days = |days: u64| Kept(Some(Duration::from_hours(24 * days)));
+        Self { bodies: days(30), events: days(90), jobs: days(90) }
+    }
+}
+
+impl From<KeepSection> for queue::Keep {
+    fn from(section: KeepSection) -> Self {
+        Self { bodies: section.bodies.0, events: section.events.0, jobs: section.jobs.0 }
+    }
+}
+
+/// For how long, or `forever`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Kept(Option<Duration>);
+
+impl TryFrom<String> for Kept {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "forever" => Ok(Self(None)),
+            text => match text.parse::<Span>()?.0 {
+                Duration::ZERO => {
+                    Err("what is kept for no time cannot be shown: write 1h or more, or `forever`".into())
+                }
+                kept => Ok(Self(Some(kept))),
+            },
+        }
+    }
 }
 
 impl Default for QueueSection {
     fn default() -> Self {
-        Self { ledger: Address::known("sqlite:nightporter.db"), broker: Address::known("in-process") }
+        Self {
+            ledger: Address::known("sqlite:nightporter.db"),
+            broker: Address::known("in-process"),
+            keep: KeepSection::default(),
+        }
     }
 }
 
@@ -277,6 +329,7 @@ mod tests {
             ("[server]", keys::<ServerSection>()),
             ("[operators]", keys::<OperatorsSection>()),
             ("[queue]", keys::<QueueSection>()),
+            ("[queue.keep]", keys::<KeepSection>()),
             ("[defaults]", keys::<DefaultsSection>()),
             ("[vault]", keys::<VaultSection>()),
             ("[sources.NAME]", keys::<producer::SourceConfig>()),
@@ -312,6 +365,16 @@ mod tests {
         for text in ["", "s", "5", "-5s", "1.5h", "5 s", "99999999999999999999d", "5ü"] {
             assert!(seconds(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_done_is_kept_for_some_time_or_for_ever() {
+        let read = |text: &str| Kept::try_from(text.to_owned());
+        assert_eq!(read("forever"), Ok(Kept(None)));
+        assert_eq!(read("2d"), Ok(Kept(Some(Duration::from_hours(48)))));
+        assert!(read("0s").is_err() && read("never").is_err());
+        let keep = toml::from_str::<QueueSection>("keep = { jobs = '7d' }").unwrap().keep;
+        assert_eq!((keep.jobs, keep.bodies), (read("7d").unwrap(), read("30d").unwrap()));
     }
 
     #[test]

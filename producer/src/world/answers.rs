@@ -172,8 +172,18 @@ async fn every_wrong_signature_gets_the_same_answer_and_leaves_nothing() {
         assert_eq!(answered.body, json!({"error": "the signature is missing or wrong"}));
     }
     assert!(world.queue.ledger().events(10).await.unwrap().is_empty());
-    let one_each = ["no_signature", "wrong_algorithm", "malformed", "mismatch", "clock"].map(|kind| (kind, 1));
-    assert_eq!(world.door.rejections(), [&one_each[..], &[("no_usable_secret", 0)]].concat());
+    let metrics = world.metrics();
+    for (source, reason) in [
+        ("github", "no_signature"),
+        ("github", "wrong_algorithm"),
+        ("github", "malformed"),
+        ("github", "mismatch"),
+        ("clerk", "clock"),
+    ] {
+        let line = format!("deliveries_rejected_total{{source=\"{source}\",reason=\"{reason}\"}} 1\n");
+        assert!(metrics.contains(&line), "{line} is not in:\n{metrics}");
+    }
+    assert!(metrics.contains("deliveries_total{source=\"github\",result=\"rejected\"} 4\n"), "{metrics}");
 }
 
 #[tokio::test]

@@ -97,6 +97,9 @@ impl Upkeep for Faulty {
     async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
         self.ledger.prune(limit, now).await
     }
+    async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
+        self.ledger.forget(older_than, limit).await
+    }
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         self.ledger.review(limit, now).await
     }

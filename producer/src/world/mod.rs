@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::{HeaderMap, Request, StatusCode};
+use prometheus_client::registry::Registry;
 use queue::ledger::{Ledger, StoredBody};
 use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::EventView;
@@ -51,6 +52,14 @@ struct Answered {
 impl World {
     async fn new() -> Self {
         Self::with(SpoolLimits::default(), json!([])).await
+    }
+
+    /// What the door counts, as it is scraped.
+    fn metrics(&self) -> String {
+        let (mut registry, mut text) = (Registry::default(), String::new());
+        self.door.register_metrics(&mut registry);
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
     }
 
     async fn with(limits: SpoolLimits, routes: Value) -> Self {

@@ -352,3 +352,14 @@ pub struct AuditRecord {
     pub subject: String,
     pub reason: String,
 }
+
+/// What is older is forgotten; none is kept for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizons {
+    /// Senders' own bytes, by when they were received.
+    pub bodies: Option<Timestamp>,
+    /// Events, with their bodies, by when they were received.
+    pub events: Option<Timestamp>,
+    /// Jobs and whole runs with all that belongs to them, by when they ended.
+    pub jobs: Option<Timestamp>,
+}

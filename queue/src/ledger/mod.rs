@@ -107,6 +107,10 @@ pub trait Upkeep: Send + Sync {
 
     /// Forgets keys and delivery ids that have expired, at most `limit` of each; how many.
     async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError>;
+
+    /// Forgets what is older than it is to be kept, the oldest first, at most `limit` of each; how many of what there were
+    /// most. Jobs and runs that have not ended are never forgotten, and neither are keys: what was done is not done again.
+    async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError>;
 }
 
 /// For operators. Each verb takes who and why, and writes its audit row in the same transaction.
@@ -215,6 +219,24 @@ impl<T: Intake + Work + Upkeep + Desk + Books> Ledger for T {}
 pub(crate) struct EngineConfig {
     pub(crate) url: String,
     pub(crate) notice: Option<NoticeOfDiscard>,
+}
+
+/// What a look at a ledger tells.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Its time; none where nothing tells it now.
+    pub time: Option<Timestamp>,
+    /// What is there, in words.
+    pub text: String,
+}
+
+/// Looks at a ledger without making or changing anything in it.
+pub async fn look(url: &str) -> Result<Look, OpenError> {
+    match url.split(':').next().unwrap_or_default() {
+        "sqlite" => sqlite::look(url),
+        "postgres" | "postgresql" => postgres::look(url).await,
+        other => Err(OpenError::UnknownLedger(other.to_owned())),
+    }
 }
 
 /// Opens a ledger, making or migrating its tables. The one place that knows which engines there are.

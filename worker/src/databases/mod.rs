@@ -11,6 +11,7 @@ use secrets::{ExposeSecret, Resolver, SecretText};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 
+use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 
@@ -70,6 +71,9 @@ pub trait Database: Send + Sync {
     /// Makes a new database of that name from a dump; refuses where one of that name exists, unless this work, by its
     /// tag, made it. The database has its name only when it is whole; on failure nothing is left.
     async fn restore(&self, new_name: &str, tag: &str, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure>;
+
+    /// What stands in the way of its jobs, without changing anything.
+    async fn examine(&self) -> Result<Vec<Remark>, Failure>;
 
     /// Takes the lock of a migration tool on this database, by polling, and opens the tool's history.
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure>;

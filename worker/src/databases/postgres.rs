@@ -16,6 +16,7 @@ use url::Url;
 use super::pooler::pooled;
 use super::program::{Program, suited};
 use super::{Database, Dump, DumpFacts, Tool};
+use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 
@@ -189,6 +190,20 @@ impl Database for Postgres {
         Ok(())
     }
 
+    async fn examine(&self) -> Result<Vec<Remark>, Failure> {
+        let mut connection = self.connect().await?;
+        let (major, version, bytes) = self.server(&mut connection).await?;
+        let mut remarks = vec![Remark::well(format!("PostgreSQL {version} answers, {bytes} bytes"))];
+        for program in ["pg_dump", "pg_restore"] {
+            remarks.push(match suited(program, major).await {
+                Ok(installed) => Remark::well(format!("{} suits it", installed.version)),
+                Err(failure) => Remark::ill(failure.words()),
+            });
+        }
+        remarks.extend(privileges(&mut connection).await?);
+        Ok(remarks)
+    }
+
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
         crate::migrations::open_postgres(&self.url, tool).await
     }
@@ -235,6 +250,50 @@ impl Postgres {
         program.end_well().await?;
         Ok(())
     }
+}
+
+/// What the user may not do that backups and restores need.
+async fn privileges(connection: &mut PgConnection) -> Result<Vec<Remark>, Failure> {
+    let (unreadable, example): (i64, Option<String>) = within(
+        sqlx::query_as(
+            "SELECT count(*), min(c.oid::regclass::text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p', 'm', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+               AND NOT CASE c.relkind WHEN 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
+                                      ELSE has_table_privilege(c.oid, 'SELECT') END",
+        )
+        .fetch_one(&mut *connection),
+    )
+    .await?;
+    let (filtered, bypasses, may_create): (i64, bool, bool) = within(
+        sqlx::query_as(
+            "SELECT (SELECT count(*) FROM pg_class WHERE relrowsecurity
+                     AND (relforcerowsecurity OR NOT pg_has_role(relowner, 'USAGE'))),
+                    r.rolsuper OR r.rolbypassrls, r.rolsuper OR r.rolcreatedb
+             FROM pg_roles r WHERE r.rolname = current_user",
+        )
+        .fetch_one(&mut *connection),
+    )
+    .await?;
+    let mut remarks = Vec::new();
+    if unreadable > 0 {
+        let example = example.unwrap_or_default();
+        remarks.push(Remark::ill(format!(
+            "its user cannot read {unreadable} tables or sequences, such as {example}: backups will fail; \
+             GRANT pg_read_all_data TO that user"
+        )));
+    }
+    if filtered > 0 && !bypasses {
+        remarks.push(Remark::ill(format!(
+            "row security hides rows of {filtered} tables from its user: backups will fail; take the owner, or a user \
+             with BYPASSRLS"
+        )));
+    }
+    if !may_create {
+        remarks.push(Remark::doubtful(
+            "its user may not create databases: a restore cannot make one here; ALTER ROLE ... CREATEDB",
+        ));
+    }
+    Ok(remarks)
 }
 
 async fn settle(connection: &mut PgConnection, unfinished: &str, name: &str, mark: &str) -> Result<(), Failure> {

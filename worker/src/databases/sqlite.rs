@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::program::not_read;
 use super::{Database, Dump, DumpFacts, Tool};
+use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 use crate::outside;
@@ -104,6 +105,15 @@ impl Database for Sqlite {
         };
         remove(&unfinished).await?;
         settled
+    }
+
+    async fn examine(&self) -> Result<Vec<Remark>, Failure> {
+        let found = tokio::fs::metadata(&self.path).await;
+        let path = self.path.display();
+        Ok(vec![match found {
+            Ok(found) => Remark::well(format!("{path} is there, {} bytes", found.len())),
+            Err(error) => Remark::ill(format!("{path} cannot be read: {error}")),
+        }])
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {

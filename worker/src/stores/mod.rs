@@ -4,6 +4,7 @@
 //! finished; nothing is ever overwritten; a list is whole; what was deleted is gone when [`Store::delete`] returns.
 
 mod directory;
+mod examine;
 mod s3;
 mod s3_upload;
 
@@ -19,6 +20,7 @@ use tokio::io::AsyncRead;
 use crate::handler::{Failure, OrFail};
 
 pub use directory::Directory;
+pub use examine::examine;
 pub use s3::S3;
 
 /// A store as the configuration file spells it.

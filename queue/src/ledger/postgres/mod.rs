@@ -11,6 +11,7 @@ mod books;
 mod desk;
 mod door;
 mod floors;
+mod forget;
 mod intake;
 mod kept;
 mod pooler;
@@ -32,7 +33,8 @@ use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, PgTransaction, Post
 use self::floors::Floors;
 use self::kept::{Hot, Kept};
 use self::pooler::{Way, make_settings};
-use super::{EngineConfig, LedgerError};
+use super::rows::moment;
+use super::{EngineConfig, LedgerError, Look};
 use crate::OpenError;
 use crate::config::NoticeOfDiscard;
 
@@ -204,6 +206,40 @@ async fn way(options: PgConnectOptions) -> Result<Way, OpenError> {
         Ok(Err(error)) => Err(cannot_open(&away, error)),
         Err(late) => Err(cannot_open(&away, late)),
     }
+}
+
+/// What is at this address.
+pub(super) async fn look(url: &str) -> Result<Look, OpenError> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|error| cannot_open("its address is not `postgres://user:password@host:5432/database`", error))?;
+    let (options, _) = way(options).await?.with(&[]);
+    let asked = async {
+        let mut connection = options.connect().await?;
+        sqlx::query_as::<_, (String, i64, bool, bool)>(
+            "select current_setting('server_version'), (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+                    pg_is_in_recovery(),
+                    to_regnamespace('nightporter') is not null
+                      or has_database_privilege(current_database(), 'create')",
+        )
+        .persistent(false)
+        .fetch_one(&mut connection)
+        .await
+    };
+    let away = "it does not answer";
+    let (version, time, is_standby, may_create) = match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(answered) => answered.map_err(|error| cannot_open(away, error))?,
+        Err(late) => return Err(cannot_open(away, late)),
+    };
+    if is_standby {
+        return Err(cannot_open("it is a standby; let `queue.ledger` lead to the primary", "the server only reads"));
+    }
+    if !may_create {
+        return Err(cannot_open(
+            "its schema `nightporter` is not there, and this user may not make it; grant CREATE on the database",
+            "no privilege",
+        ));
+    }
+    Ok(Look { time: Some(moment(time)), text: format!("PostgreSQL {version}") })
 }
 
 /// Makes the schema and brings its tables up to date. Processes that start together take turns: the migrator locks.

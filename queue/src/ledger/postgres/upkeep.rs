@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{DELIVERY_MEMORY, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
+use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
 use super::door::{settle, take_turn, waiting_at};
 use super::runs::{Ending, end_jobs, lock_runs, tell};
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
@@ -163,6 +163,10 @@ impl Upkeep for Postgres {
             Ok(pruned)
         })
         .await
+    }
+
+    async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
+        self.forget_older(older_than, limit).await
     }
 }
 

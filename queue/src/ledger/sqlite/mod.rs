@@ -6,6 +6,7 @@
 mod books;
 mod desk;
 mod door;
+mod forget;
 mod intake;
 mod retry;
 mod runs;
@@ -28,7 +29,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection, SqliteConnection, SqlitePool, SqliteTransaction};
 
 use self::writer::{SharedWrite, Turn, Writer};
-use super::{EngineConfig, LedgerError};
+use super::{EngineConfig, LedgerError, Look};
 use crate::OpenError;
 use crate::config::NoticeOfDiscard;
 
@@ -96,6 +97,23 @@ impl Sqlite {
     async fn share<W: SharedWrite>(&self, what: &W) -> Result<W::Answer, LedgerError> {
         in_time(self.writer.share(what)).await
     }
+}
+
+/// What is at this address.
+pub(super) fn look(url: &str) -> Result<Look, OpenError> {
+    let options = SqliteConnectOptions::from_str(url)
+        .map_err(|error| cannot_open("its address is not `sqlite:<path>`", error))?;
+    let path = options.get_filename();
+    if !path.exists() {
+        let text = format!("{} is not there yet; the first start makes it", path.display());
+        return Ok(Look { time: None, text });
+    }
+    let text = match lock_beside(path) {
+        Ok(_free) => format!("{} is there, and no process uses it", path.display()),
+        Err(OpenError::InUse { .. }) => format!("{} is there, and a running process uses it", path.display()),
+        Err(error) => return Err(error),
+    };
+    Ok(Look { time: None, text })
 }
 
 async fn commit(transaction: SqliteTransaction<'_>) -> Result<(), LedgerError> {

@@ -1,0 +1,201 @@
+//! The setup, one thing after the other: what is found is said, and the next is looked at.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::Utc;
+use queue::ledger::{self, Look};
+use queue::{OpenError, broker};
+use schemas::Timestamp;
+use secrets::{ExposeSecret, Resolver};
+use uuid::Uuid;
+use worker::examination::Remark;
+use worker::{Failure as Unwell, World};
+
+use super::Line;
+use crate::config::{Checked, Config, Finding};
+use crate::failure::{Failure, with_causes};
+use crate::rooms;
+
+/// Nothing may take longer to answer.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Signatures with a time are refused when it is five minutes off; far below that, somebody should set the clock.
+const CLOCK_NOTE: Duration = Duration::from_secs(5);
+const CLOCK_WRONG: Duration = Duration::from_mins(2);
+
+/// Room on a disk, in bytes: below the first somebody should make some, below the second deliveries or dumps will fail.
+const ROOM_NOTE: u64 = 2 << 30;
+const ROOM_WRONG: u64 = 200 << 20;
+
+/// Looks at everything that the configuration names.
+pub(super) async fn examine(path: &Path) -> Result<Vec<Line>, Failure> {
+    let checked = Checked::file(path)?;
+    let warnings: Vec<String> =
+        checked.findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string).collect();
+    let config = checked.config()?;
+    let mut round = Round::default();
+    round.add("configuration", [Remark::well(format!("{} is right", path.display()))]);
+    round.add("configuration", warnings.into_iter().map(Remark::doubtful));
+    let resolver = rooms::resolver(&config).await;
+    round.look_at_ledger(&config, &resolver).await;
+    round.look_at_broker(&config, &resolver).await;
+    round.look_at_secrets(&config, &resolver).await;
+    round.look_at_disks(&config);
+    let world = World::new(config.world.clone(), resolver, worker::world::http_client());
+    Box::pin(round.look_outside(&config, &world)).await;
+    Ok(round.lines)
+}
+
+#[derive(Default)]
+struct Round {
+    lines: Vec<Line>,
+}
+
+impl Round {
+    fn add(&mut self, subject: &str, remarks: impl IntoIterator<Item = Remark>) {
+        let line = |Remark { verdict, text }| Line { verdict, subject: subject.to_owned(), text };
+        self.lines.extend(remarks.into_iter().map(line));
+    }
+
+    /// Adds what an examination found, or why it could not be made.
+    fn add_found(&mut self, subject: &str, found: Result<Vec<Remark>, Unwell>) {
+        match found {
+            Ok(remarks) => self.add(subject, remarks),
+            Err(failure) => self.add(subject, [Remark::ill(failure.words())]),
+        }
+    }
+
+    async fn look_at_ledger(&mut self, config: &Config, resolver: &Resolver) {
+        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "ledger").await {
+            Ok(address) => ledger::look(address.expose_secret()).await.map_err(|error| words(&error)),
+            Err(failure) => Err(failure.to_string()),
+        };
+        match looked {
+            Ok(Look { time, text }) => {
+                self.add("ledger", [Remark::well(text)]);
+                self.add("clock", time.map(|time| clock(time, Utc::now())));
+            }
+            Err(words) => self.add("ledger", [Remark::ill(words)]),
+        }
+    }
+
+    async fn look_at_broker(&mut self, config: &Config, resolver: &Resolver) {
+        let opened = match rooms::resolve_address(&config.queue.broker, resolver, "broker").await {
+            Ok(address) => broker::open(address.expose_secret()).await.map_err(|error| words(&error)),
+            Err(failure) => Err(failure.to_string()),
+        };
+        match opened {
+            Ok(broker) => {
+                broker.close().await;
+                self.add("broker", [Remark::well("answers")]);
+            }
+            Err(words) => self.add("broker", [Remark::ill(words)]),
+        }
+    }
+
+    async fn look_at_secrets(&mut self, config: &Config, resolver: &Resolver) {
+        for source in config.sources.iter() {
+            let subject = format!("source {}", source.name());
+            for secret in source.secrets() {
+                let remark = match resolver.resolve(secret).await {
+                    Ok(_) => Remark::well("its secret has a value"),
+                    Err(error) => Remark::ill(format!("its deliveries cannot be verified: {}", with_causes(&error))),
+                };
+                self.add(&subject, [remark]);
+            }
+        }
+    }
+
+    fn look_at_disks(&mut self, config: &Config) {
+        let ledger = config.queue.ledger.sqlite_path();
+        let folders = [
+            ("spool", Some(config.server.spool.clone())),
+            ("ledger's disk", ledger.and_then(|path| path.parent().map(Path::to_path_buf))),
+            ("temporary files", Some(std::env::temp_dir())),
+        ];
+        for (subject, folder) in folders {
+            self.add(subject, folder.map(|folder| room(&folder)));
+        }
+    }
+
+    async fn look_outside(&mut self, config: &Config, world: &World) {
+        for name in config.world.databases.keys() {
+            let examined = in_time(async { world.database(name).await?.examine().await }).await;
+            self.add_found(&format!("database {name}"), examined);
+        }
+        for name in config.world.stores.keys() {
+            let key = format!("nightporter-doctor/{}", Uuid::new_v4());
+            let examined = in_time(Box::pin(async { worker::stores::examine(&*world.store(name).await?, &key).await }));
+            self.add_found(&format!("store {name}"), examined.await);
+        }
+        for name in config.world.channels.keys() {
+            let opened = in_time(async { world.channel(name).await }).await;
+            let found = opened.map(|_| vec![Remark::well("its address is known; nothing was sent")]);
+            self.add_found(&format!("channel {name}"), found);
+        }
+    }
+}
+
+async fn in_time<T>(examined: impl Future<Output = Result<T, Unwell>>) -> Result<T, Unwell> {
+    let late = |_| Err(Unwell::retry(anyhow::anyhow!("no answer within {PATIENCE:?}")));
+    tokio::time::timeout(PATIENCE, examined).await.unwrap_or_else(late)
+}
+
+fn words(error: &OpenError) -> String {
+    with_causes(error)
+}
+
+/// How far the ledger's clock and this machine's are apart.
+fn clock(ledger: Timestamp, here: Timestamp) -> Remark {
+    let apart = (ledger - here).abs().to_std().unwrap_or_default();
+    let said = format!("the ledger's clock and this machine's are {} ms apart", apart.as_millis());
+    match apart {
+        _ if apart >= CLOCK_WRONG => {
+            Remark::ill(format!("{said}: deliveries with a signed time will not be believed; set the clock (NTP)"))
+        }
+        _ if apart >= CLOCK_NOTE => Remark::doubtful(format!("{said}; set the clock (NTP)")),
+        _ => Remark::well(said),
+    }
+}
+
+/// How much room there is where this folder lies, or will lie.
+fn room(folder: &Path) -> Remark {
+    let here = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() };
+    let there = here.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    let free = match rustix::fs::statvfs(there) {
+        Ok(found) => found.f_bavail.saturating_mul(found.f_frsize),
+        Err(error) => return Remark::ill(format!("{} cannot be looked at: {error}", here.display())),
+    };
+    let said = format!("{}: {} MiB are free", here.display(), free >> 20);
+    match free {
+        _ if free < ROOM_WRONG => Remark::ill(format!("{said}; make room")),
+        _ if free < ROOM_NOTE => Remark::doubtful(format!("{said}; make room")),
+        _ => Remark::well(said),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use worker::examination::Verdict;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_is_judged_by_how_far_it_is_off_in_either_direction() {
+        let here = Utc::now();
+        let verdict = |seconds: i64| clock(here + chrono::TimeDelta::seconds(seconds), here).verdict;
+        assert_eq!([0, 4, -4].map(verdict), [Verdict::Well; 3]);
+        assert_eq!([5, -119].map(verdict), [Verdict::Doubtful; 2]);
+        assert_eq!([120, -3600].map(verdict), [Verdict::Ill; 2]);
+    }
+
+    #[test]
+    fn the_room_of_a_folder_that_is_not_there_yet_is_its_parents() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_ne!(room(&folder.path().join("not/there/yet")).text, "");
+        assert!(room(&folder.path().join("not/there/yet")).text.contains("MiB are free"));
+        assert!(room(Path::new("")).text.contains("MiB are free"), "the current folder has no name");
+    }
+}

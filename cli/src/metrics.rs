@@ -1,0 +1,165 @@
+//! `/metrics`, in the text format of `OpenMetrics`: what the process counts, and what the ledger holds.
+//!
+//! What the ledger holds is asked for when somebody scrapes, and not again for a while: any number of scrapers cost it
+//! no more than one, and a process that nobody scrapes costs it nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use producer::Door;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use queue::Queue;
+use schemas::JobState;
+use schemas::api::QueueView;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+/// What the ledger holds is asked for at most so often.
+const ASK_EVERY: Duration = Duration::from_secs(15);
+
+/// A ledger that takes longer to answer is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The format that is answered.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The states in which jobs wait or run.
+const STATES: [JobState; 5] =
+    [JobState::Pending, JobState::Scheduled, JobState::Available, JobState::Running, JobState::Retryable];
+
+/// What is scraped. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    queue: Queue,
+    door: Option<Door>,
+    held: Held,
+    asked: Mutex<Option<Instant>>,
+}
+
+/// What the ledger and the spool hold now.
+#[derive(Default)]
+struct Held {
+    ledger_up: Gauge,
+    broker_up: Gauge,
+    jobs: Family<JobsOf, Gauge>,
+    oldest: Family<Waiting, Gauge<f64, AtomicU64>>,
+    spooled: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct JobsOf {
+    queue: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Waiting {
+    queue: String,
+}
+
+impl Metrics {
+    /// The metrics of a process that has this queue, this worker and this door.
+    pub(crate) fn new(queue: Queue, worker: Option<&worker::Metrics>, door: Option<Door>) -> Self {
+        let mut registry = Registry::with_prefix("nightporter");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The program", build);
+        queue.register_metrics(&mut registry);
+        if let Some(worker) = worker {
+            worker.register(&mut registry);
+        }
+        if let Some(door) = &door {
+            door.register_metrics(&mut registry);
+        }
+        let held = Held::default();
+        held.register(&mut registry, door.is_some());
+        Self(Arc::new(Inner { registry, queue, door, held, asked: Mutex::default() }))
+    }
+
+    /// `/metrics`.
+    pub(crate) fn router(self) -> Router {
+        Router::new().route("/metrics", get(scrape)).with_state(self)
+    }
+
+    /// Asks what is held, unless that was asked a moment ago.
+    async fn ask(&self) {
+        let Inner { queue, door, held, asked, .. } = &*self.0;
+        held.broker_up.set(i64::from(queue.broker().is_well()));
+        if let Some(door) = door {
+            held.spooled.set(i64::try_from(door.spooled()).unwrap_or(i64::MAX));
+        }
+        let mut asked = asked.lock().await;
+        if asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
+            return;
+        }
+        match timeout(PATIENCE, queue.ledger().queues()).await {
+            Ok(Ok(queues)) => held.show(&queues, queue.clock().now()),
+            Ok(Err(error)) => {
+                warn!(error = &error as &dyn std::error::Error, "the ledger does not say what it holds");
+                held.hide();
+            }
+            Err(_) => held.hide(),
+        }
+        *asked = Some(Instant::now());
+    }
+}
+
+impl Held {
+    fn register(&self, registry: &mut Registry, serves: bool) {
+        registry.register("ledger_up", "Whether the ledger answers", self.ledger_up.clone());
+        let help = "Whether the broker is connected and takes bells";
+        registry.register("broker_up", help, self.broker_up.clone());
+        registry.register("jobs", "Jobs that have not ended, by queue and state", self.jobs.clone());
+        let help = "How long the oldest available job of a queue has waited";
+        registry.register_with_unit("oldest_available_job", help, Unit::Seconds, self.oldest.clone());
+        if serves {
+            let help = "Deliveries that wait in the spool for the ledger";
+            registry.register("deliveries_in_spool", help, self.spooled.clone());
+        }
+    }
+
+    /// Shows every state of each queue, so that an alarm on one that is empty has something to look at.
+    fn show(&self, queues: &[QueueView], now: schemas::Timestamp) {
+        self.hide();
+        self.ledger_up.set(1);
+        for view in queues {
+            for state in STATES {
+                let count = view.jobs.get(state.as_str()).copied().unwrap_or(0);
+                let labels = JobsOf { queue: view.queue.clone(), state: state.as_str() };
+                self.jobs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            let waited = view.oldest_available.and_then(|since| (now - since).to_std().ok()).unwrap_or_default();
+            self.oldest.get_or_create(&Waiting { queue: view.queue.clone() }).set(waited.as_secs_f64());
+        }
+    }
+
+    /// Numbers that are not known now are not shown: old ones would look like news.
+    fn hide(&self) {
+        self.ledger_up.set(0);
+        self.jobs.clear();
+        self.oldest.clear();
+    }
+}
+
+async fn scrape(State(metrics): State<Metrics>) -> Response {
+    metrics.ask().await;
+    let mut text = String::new();
+    match encode(&mut text, &metrics.0.registry) {
+        Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,123 @@
+//! Forgetting what is older than it is to be kept. Identifiers begin with their time: the oldest are first in each
+//! primary key, and are found there without looking at the others.
+
+use schemas::Timestamp;
+use schemas::ids::least_id_of;
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::super::rows::micros;
+use super::super::{Horizons, LedgerError};
+use super::storing::ids;
+use super::{Sqlite, commit, in_time, unavailable};
+
+/// What belongs to a job beside its history.
+const OF_JOBS: [&str; 6] = [
+    "delete from job_args where id in (select unhex(value) from json_each(?))",
+    "delete from attempt where job_id in (select unhex(value) from json_each(?))",
+    "delete from step where job_id in (select unhex(value) from json_each(?))",
+    "delete from job_limit where job_id in (select unhex(value) from json_each(?))",
+    "delete from approval where job_id in (select unhex(value) from json_each(?))",
+    "delete from consent where job_id in (select unhex(value) from json_each(?))",
+];
+
+const HISTORY: &str = "delete from history where id in (select unhex(value) from json_each(?))";
+
+impl Sqlite {
+    pub(super) async fn forget_older(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut most = 0;
+            if let Some(before) = older_than.bodies {
+                most = forget_bodies(&mut tx, before, limit).await?.max(most);
+            }
+            if let Some(before) = older_than.events {
+                most = forget_events(&mut tx, before, limit).await?.max(most);
+            }
+            if let Some(before) = older_than.jobs {
+                most = forget_jobs(&mut tx, before, limit).await?.max(most);
+                most = forget_runs(&mut tx, before, limit).await?.max(most);
+            }
+            commit(tx).await?;
+            Ok(most)
+        })
+        .await
+    }
+}
+
+async fn forget_bodies(tx: &mut SqliteConnection, before: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+    let done = sqlx::query(
+        "delete from delivery_body where event_id in
+           (select event_id from delivery_body where event_id < ? order by event_id limit ?)",
+    )
+    .bind(least_id_of(before))
+    .bind(limit)
+    .execute(tx)
+    .await;
+    Ok(done.map_err(unavailable)?.rows_affected())
+}
+
+async fn forget_events(tx: &mut SqliteConnection, before: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+    let gone: Vec<Uuid> = sqlx::query_scalar(
+        "delete from event where id in (select id from event where id < ? order by id limit ?) returning id",
+    )
+    .bind(least_id_of(before))
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    delete(tx, "delete from delivery_body where event_id in (select unhex(value) from json_each(?))", &gone).await?;
+    Ok(gone.len() as u64)
+}
+
+/// Jobs that belong to no run.
+async fn forget_jobs(tx: &mut SqliteConnection, before: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+    let gone: Vec<Uuid> = sqlx::query_scalar(
+        "delete from history where id in
+           (select id from history where id < ? and run_id is null and finished_at < ? order by id limit ?)
+         returning id",
+    )
+    .bind(least_id_of(before))
+    .bind(micros(before))
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    for statement in OF_JOBS {
+        delete(tx, statement, &gone).await?;
+    }
+    Ok(gone.len() as u64)
+}
+
+/// Runs that have ended, with their jobs.
+async fn forget_runs(tx: &mut SqliteConnection, before: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+    let gone: Vec<Uuid> = sqlx::query_scalar(
+        "delete from run where id in (select id from run where id < ? and finished_at < ? order by id limit ?)
+         returning id",
+    )
+    .bind(least_id_of(before))
+    .bind(micros(before))
+    .bind(limit)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    let jobs: Vec<Uuid> = sqlx::query_scalar(
+        "delete from run_job where run_id in (select unhex(value) from json_each(?)) returning job_id",
+    )
+    .bind(ids(gone.iter().copied()))
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(unavailable)?;
+    for statement in [HISTORY].into_iter().chain(OF_JOBS) {
+        delete(tx, statement, &jobs).await?;
+    }
+    Ok(gone.len() as u64)
+}
+
+async fn delete(tx: &mut SqliteConnection, statement: &'static str, gone: &[Uuid]) -> Result<(), LedgerError> {
+    if !gone.is_empty() {
+        sqlx::query(statement).bind(ids(gone.iter().copied())).execute(tx).await.map_err(unavailable)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! `/metrics` of the built binary: what it counts, that its series are bounded, and that its page says what there is.
+
+use std::collections::BTreeSet;
+
+use chrono::Utc;
+use producer::source_type;
+use producer::sources::signed_sample;
+use tests::binary::{House, Running};
+use tests::porter::eventually;
+use uuid::Uuid;
+
+const SECRET: &str = "a-secret-of-the-source";
+
+const CONFIG: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+[operators]
+listen = "127.0.0.1:0"
+[queue]
+ledger = "sqlite:book.db"
+[sources.github]
+secrets = ["a-secret-of-the-source"]
+[[routes]]
+on = "github.push"
+run = { job = "noop", with = { message = "hello" } }
+"#;
+
+async fn scraped(up: &Running) -> String {
+    let answer = reqwest::get(format!("{}/metrics", up.operators())).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    answer.text().await.unwrap()
+}
+
+/// Posts a push that nobody has sent before; what is answered.
+async fn push(up: &Running, secret: &str) -> u16 {
+    let github = source_type("github").unwrap();
+    let sample = signed_sample(github, "push", &[], &secret.into(), Uuid::new_v4(), Utc::now()).unwrap();
+    let request = reqwest::Client::new().post(format!("{}/webhooks/github", up.server()));
+    request.headers(sample.headers).body(sample.body).send().await.unwrap().status().as_u16()
+}
+
+/// The names of the metrics, without the endings by which the format marks counters.
+fn names(text: &str) -> BTreeSet<String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    types.map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_is_counted_and_no_id_is_a_label() {
+    let house = House::new(CONFIG);
+    let up = house.start("up");
+    assert_eq!(push(&up, SECRET).await, 202);
+    assert_eq!(push(&up, "another").await, 401);
+    let done = |text: &str, jobs: u32| {
+        text.contains(&format!("attempts_total{{kind=\"noop\",outcome=\"completed\"}} {jobs}\n"))
+    };
+    let first = eventually("the job is counted", async || Some(scraped(&up).await).filter(|text| done(text, 1))).await;
+    for line in [
+        "nightporter_ledger_up 1",
+        "nightporter_broker_up 1",
+        "nightporter_deliveries_total{source=\"github\",result=\"booked\"} 1",
+        "nightporter_deliveries_total{source=\"github\",result=\"rejected\"} 1",
+        "nightporter_deliveries_rejected_total{source=\"github\",reason=\"mismatch\"} 1",
+        "nightporter_deliveries_in_spool 0",
+        "nightporter_attempt_duration_seconds_count{kind=\"noop\"} 1",
+        "nightporter_attempts_running{queue=\"default\"} 0",
+    ] {
+        assert!(first.lines().any(|known| known == line), "{line} is not in:\n{first}");
+    }
+    for _ in 0..20 {
+        assert_eq!(push(&up, SECRET).await, 202);
+    }
+    let last =
+        eventually("all jobs are counted", async || Some(scraped(&up).await).filter(|text| done(text, 21))).await;
+    assert_eq!(last.lines().count(), first.lines().count(), "ids have become labels:\n{last}");
+    assert!(!last.contains(SECRET));
+}
+
+#[test]
+fn the_page_names_every_metric_and_no_other() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let house = House::new(CONFIG);
+    let text = runtime.block_on(scraped(&house.start("up")));
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `nightporter_")?.split(['`', '{']).next());
+    let bare = |row: &str| row.trim_end_matches("_total").trim_end_matches("_info").to_owned();
+    let rows: BTreeSet<String> = rows.map(|row| format!("nightporter_{}", bare(row))).collect();
+    assert_eq!(rows, names(&text));
+}
