@@ -3,6 +3,7 @@
 //! What the ledger holds is asked for when somebody scrapes, and not again for a while: any number of scrapers cost it
 //! no more than one, and a process that nobody scrapes costs it nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -20,8 +21,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use queue::Queue;
-use schemas::JobState;
 use schemas::api::QueueView;
+use schemas::{Catalog, JobState, Timestamp};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
@@ -47,6 +48,8 @@ struct Inner {
     registry: Registry,
     queue: Queue,
     door: Option<Door>,
+    /// All queues that this configuration's jobs wait in.
+    queues: BTreeSet<String>,
     held: Held,
     asked: Mutex<Option<Instant>>,
 }
@@ -73,8 +76,8 @@ struct Waiting {
 }
 
 impl Metrics {
-    /// The metrics of a process that has this queue, this worker and this door.
-    pub(crate) fn new(queue: Queue, worker: Option<&worker::Metrics>, door: Option<Door>) -> Self {
+    /// The metrics of a process that has this queue, this worker and this door, and jobs of this catalog.
+    pub(crate) fn new(queue: Queue, worker: Option<&worker::Metrics>, door: Option<Door>, catalog: &Catalog) -> Self {
         let mut registry = Registry::with_prefix("nightporter");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The program", build);
@@ -87,7 +90,8 @@ impl Metrics {
         }
         let held = Held::default();
         held.register(&mut registry, door.is_some());
-        Self(Arc::new(Inner { registry, queue, door, held, asked: Mutex::default() }))
+        let queues = catalog.kinds().map(|kind| kind.queue.to_owned()).collect();
+        Self(Arc::new(Inner { registry, queue, door, queues, held, asked: Mutex::default() }))
     }
 
     /// `/metrics`.
@@ -97,7 +101,7 @@ impl Metrics {
 
     /// Asks what is held, unless that was asked a moment ago.
     async fn ask(&self) {
-        let Inner { queue, door, held, asked, .. } = &*self.0;
+        let Inner { queue, door, queues, held, asked, .. } = &*self.0;
         held.broker_up.set(i64::from(queue.broker().is_well()));
         if let Some(door) = door {
             held.spooled.set(i64::try_from(door.spooled()).unwrap_or(i64::MAX));
@@ -107,7 +111,7 @@ impl Metrics {
             return;
         }
         match timeout(PATIENCE, queue.ledger().queues()).await {
-            Ok(Ok(queues)) => held.show(&queues, queue.clock().now()),
+            Ok(Ok(found)) => held.show(queues, &found, queue.clock().now()),
             Ok(Err(error)) => {
                 warn!(error = &error as &dyn std::error::Error, "the ledger does not say what it holds");
                 held.hide();
@@ -132,18 +136,21 @@ impl Held {
         }
     }
 
-    /// Shows every state of each queue, so that an alarm on one that is empty has something to look at.
-    fn show(&self, queues: &[QueueView], now: schemas::Timestamp) {
+    /// Shows every state of each queue, those of empty ones too: an alarm needs something to look at.
+    fn show(&self, queues: &BTreeSet<String>, found: &[QueueView], now: Timestamp) {
         self.hide();
         self.ledger_up.set(1);
-        for view in queues {
+        let found: BTreeMap<&str, &QueueView> = found.iter().map(|view| (view.queue.as_str(), view)).collect();
+        for queue in queues.iter().map(String::as_str).chain(found.keys().copied()) {
+            let view = found.get(queue);
             for state in STATES {
-                let count = view.jobs.get(state.as_str()).copied().unwrap_or(0);
-                let labels = JobsOf { queue: view.queue.clone(), state: state.as_str() };
+                let count = view.and_then(|view| view.jobs.get(state.as_str())).copied().unwrap_or(0);
+                let labels = JobsOf { queue: queue.to_owned(), state: state.as_str() };
                 self.jobs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
             }
-            let waited = view.oldest_available.and_then(|since| (now - since).to_std().ok()).unwrap_or_default();
-            self.oldest.get_or_create(&Waiting { queue: view.queue.clone() }).set(waited.as_secs_f64());
+            let since = view.and_then(|view| view.oldest_available);
+            let waited = since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default();
+            self.oldest.get_or_create(&Waiting { queue: queue.to_owned() }).set(waited.as_secs_f64());
         }
     }
 

@@ -104,6 +104,7 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
         running.work(&config, &resolver, counted.clone());
     }
     let counted = roles.works.then_some(&counted);
+    let catalog = Arc::clone(&config.startable.catalog);
     match (front, house) {
         (Some(front), Some(house)) => {
             let token = rooms::token(&config, &resolver, &ledger).await?;
@@ -111,14 +112,14 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let startable = config.startable.clone();
             let door = rooms::door(config, queue.clone(), resolver)?;
             let health = Health::new(queue.clone(), Some(door.clone()));
-            let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()));
+            let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()), &catalog);
             let api = console::router(console(queue, startable, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
             running.drain(door);
         }
         (_, Some(house)) => {
-            let metrics = Metrics::new(queue.clone(), counted, None);
+            let metrics = Metrics::new(queue.clone(), counted, None, &catalog);
             running.listen(house, Health::new(queue, None).with_reasons().merge(metrics.router()));
         }
         (_, None) => {}

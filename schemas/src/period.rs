@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// The longest: a year.
-const LONGEST: u64 = 366 * 86_400;
+/// The longest: a century.
+const LONGEST: u64 = 36_525 * 86_400;
 
 /// Reads a whole number and `s`, `m`, `h` or `d`.
 pub fn read(text: &str) -> Option<Duration> {

@@ -25,6 +25,7 @@ mod operators;
 mod overload;
 mod postgres_ledger;
 mod postgres_plans;
+mod retention;
 mod schedules;
 mod spooling;
 mod stalls;

@@ -17,6 +17,7 @@ pub mod migrations;
 pub mod notice;
 mod outside;
 pub mod registry;
+mod rows;
 pub mod stores;
 mod worker;
 pub mod world;

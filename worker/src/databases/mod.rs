@@ -14,6 +14,7 @@ use tokio::io::AsyncRead;
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
+use crate::rows::{Named, Walk};
 
 /// A database as the configuration file spells it.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,6 +75,9 @@ pub trait Database: Send + Sync {
 
     /// What stands in the way of its jobs, without changing anything.
     async fn examine(&self) -> Result<Vec<Remark>, Failure>;
+
+    /// Opens a walk over the rows of a table.
+    async fn walk(&self, named: Named<'_>) -> Result<Walk, Failure>;
 
     /// Takes the lock of a migration tool on this database, by polling, and opens the tool's history.
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure>;

@@ -19,6 +19,7 @@ use super::{Database, Dump, DumpFacts, Tool};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
+use crate::rows::{Named, Walk};
 
 /// Connecting and each short statement must be done within this.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -202,6 +203,10 @@ impl Database for Postgres {
         }
         remarks.extend(privileges(&mut connection).await?);
         Ok(remarks)
+    }
+
+    async fn walk(&self, named: Named<'_>) -> Result<Walk, Failure> {
+        Walk::over(self.connect().await?, named).await
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {

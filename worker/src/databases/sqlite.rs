@@ -18,6 +18,7 @@ use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 use crate::outside;
+use crate::rows::{Named, Walk};
 use tracing::Instrument;
 
 /// Waits so long for a writer of the application.
@@ -114,6 +115,12 @@ impl Database for Sqlite {
             Ok(found) => Remark::well(format!("{path} is there, {} bytes", found.len())),
             Err(error) => Remark::ill(format!("{path} cannot be read: {error}")),
         }])
+    }
+
+    async fn walk(&self, _named: Named<'_>) -> Result<Walk, Failure> {
+        Err(Failure::Discard(anyhow::anyhow!(
+            "rows of SQLite databases are not deleted by age yet; delete them in a program of yours (`exec`)"
+        )))
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {

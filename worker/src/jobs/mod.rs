@@ -6,6 +6,7 @@ mod noop;
 pub(crate) mod notify;
 mod plan;
 mod restore;
+mod retention;
 
 use crate::registry::Registry;
 
@@ -18,4 +19,5 @@ pub fn registry() -> Registry {
         .with::<notify::Notify>()
         .with::<plan::Plan>()
         .with::<restore::Restore>()
+        .with::<retention::Retention>()
 }
