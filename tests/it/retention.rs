@@ -67,6 +67,23 @@ impl Shop {
         self.world.complete("retention", &arguments("sessions", more)).await
     }
 
+    /// Its sessions after the stock programs, by the commands in `docs/retention.md`, have put an object back.
+    async fn with_its_archive_back(&self, object: &Path) -> BTreeMap<i64, Value> {
+        let copy = format!(
+            r"\copy lines from program 'zstd -dc {} | tail -n +2' csv quote e'\x01' delimiter e'\x02'",
+            object.display()
+        );
+        let insert = "insert into sessions select r.* from lines, jsonb_populate_record(null::sessions, line->'row') r
+                      on conflict do nothing";
+        let psql = std::process::Command::new("psql")
+            .args([&self.url, "-v", "ON_ERROR_STOP=1", "-c", "create temporary table lines (line jsonb)"])
+            .args(["-c", &copy, "-c", insert])
+            .output()
+            .expect("psql is installed");
+        assert!(psql.status.success(), "{psql:?}");
+        self.rows("sessions").await
+    }
+
     /// Why a retention of a table is given up.
     async fn refused(&self, table: &str, more: Value) -> String {
         let job = self.world.enqueue("retention", &arguments(table, more)).await;
@@ -230,6 +247,9 @@ async fn rows_go_into_a_store_before_they_go_and_none_is_lost_where_a_worker_die
             assert_eq!(&archived[id], row, "row {id} is in neither");
         }
     }
+    assert_eq!(shop.with_its_archive_back(&objects(folder.path())[0]).await.len(), before.len());
+    assert_eq!(shop.rows("sessions").await[&locked], before[&locked], "what was archived is back as it was");
+    shop.run(&format!("delete from sessions where {DUE} and id <> {changed}")).await;
     // The next run takes what changed, as it is now.
     let next = shop.world.complete("retention", &args).await;
     assert_eq!(next["deleted"], 1, "{next}");
