@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::commands::{
     approvals, audit, backups, bench, check, completions, demo, doctor, events, explain, jobs, queues, run, runs,
-    schemas, serve, token, trigger, up, work,
+    schedules, schemas, serve, token, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -81,6 +81,9 @@ pub(crate) enum Command {
     /// Runs: executions of runbooks.
     #[command(subcommand)]
     Runs(runs::Command),
+    /// Schedules: what the clock starts.
+    #[command(subcommand)]
+    Schedules(schedules::Command),
     /// Queues: how much waits and runs; pausing and draining.
     #[command(subcommand)]
     Queues(queues::Command),

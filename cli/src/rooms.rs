@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use producer::{Door, DoorConfig, Sources, Spool, SpoolLimits};
+use producer::{Door, DoorConfig, Scheduler, SchedulerConfig, Sources, Spool, SpoolLimits};
 use queue::{NoticeOfDiscard, Queue, QueueConfig};
 use schemas::Catalog;
 use secrets::vaults::{AwsVault, Vault};
@@ -60,6 +60,20 @@ pub(crate) async fn resolve_address(
 pub(crate) fn notice(config: &Config) -> Option<NoticeOfDiscard> {
     let channel = config.defaults.on_failure.as_ref()?;
     Some(worker::notice::on_discard(channel, Catalog::clone(&config.startable.catalog)))
+}
+
+/// What fires the schedules that are configured. Without any there is one too: producers with an older configuration are
+/// to hear that theirs are gone.
+pub(crate) fn scheduler(config: &Config, queue: Queue) -> Scheduler {
+    let channel = config.defaults.on_failure.as_ref();
+    let catalog = || Catalog::clone(&config.startable.catalog);
+    Scheduler::new(SchedulerConfig {
+        queue,
+        schedules: config.schedules.clone(),
+        startable: config.startable.clone(),
+        config_digest: config.digest.clone(),
+        notice: channel.map(|channel| worker::notice::on_missed(channel, catalog())),
+    })
 }
 
 /// The public door that is configured.

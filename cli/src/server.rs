@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use axum::Router;
 use console::{Console, Released};
-use producer::{Door, Matched, Startable};
+use producer::{Door, Matched, Scheduler, Startable};
 use queue::Queue;
-use schemas::Problem;
+use schemas::{Problem, Schedule};
 use secrets::Resolver;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,10 +110,12 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let token = rooms::token(&config, &resolver, &ledger).await?;
             rooms::warn_of_missing_secrets(&config.sources, &resolver).await;
             let startable = config.startable.clone();
+            let schedules = config.schedules.clone();
+            running.schedule(rooms::scheduler(&config, queue.clone()));
             let door = rooms::door(config, queue.clone(), resolver)?;
             let health = Health::new(queue.clone(), Some(door.clone()));
             let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()), &catalog);
-            let api = console::router(console(queue, startable, token, &door));
+            let api = console::router(console(queue, startable, schedules, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
             running.drain(door);
@@ -128,7 +130,7 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     running.until_stopped().await
 }
 
-fn console(queue: Queue, startable: Startable, token: Arc<str>, door: &Door) -> Console {
+fn console(queue: Queue, startable: Startable, schedules: Vec<Schedule>, token: Arc<str>, door: &Door) -> Console {
     let door = door.clone();
     let Startable { catalog, runbooks } = startable;
     let released: Released = Arc::new(move |view, body| {
@@ -136,7 +138,8 @@ fn console(queue: Queue, startable: Startable, token: Arc<str>, door: &Door) -> 
         // Released without it, the work of the route that errs would be lost silently.
         if errors.is_empty() { Ok((jobs, runs)) } else { Err(Problem::new(errors.join("; "))) }
     });
-    Console { queue, catalog, runbooks, token, released }
+    let schedules = schedules.into_iter().map(|schedule| (schedule.name.clone(), schedule)).collect();
+    Console { queue, catalog, runbooks, schedules: Arc::new(schedules), token, released }
 }
 
 /// What was started, in the order in which it ends.
@@ -167,6 +170,10 @@ impl Running {
     fn drain(&mut self, door: Door) {
         let stop = self.stop.clone();
         self.parts.spawn(async move { door.drain(stop).await });
+    }
+
+    fn schedule(&mut self, scheduler: Scheduler) {
+        self.parts.spawn(scheduler.run(self.stop.clone()));
     }
 
     fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics) {

@@ -8,14 +8,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use schemas::Role;
 use schemas::api::{
     ApprovalView, AuditView, EventView, JobView, PauseRequest, PauseView, PreviewRequest, QueueView, ReasonRequest,
-    ReplayAnswer, ReplayJobRequest, ReplayPreview, ReplayRequest, RunView, StartAnswer, StartRequest, TokenAnswer,
-    TokenRequest, TokenView,
+    ReplayAnswer, ReplayJobRequest, ReplayPreview, ReplayRequest, RunView, ScheduleDetails, ScheduleView, StartAnswer,
+    StartRequest, TokenAnswer, TokenRequest, TokenView,
 };
 use serde_json::Value;
 
 use crate::Console;
 use crate::api::extract::{ListParams, NoParams};
-use crate::api::{approvals, books, events, jobs, pauses, replay, runs, tokens};
+use crate::api::{approvals, books, events, jobs, pauses, replay, runs, schedules, tokens};
 
 /// Makes the schema of a type.
 pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -74,6 +74,9 @@ pub fn operations() -> Vec<Operation> {
             .makes::<StartAnswer>()
             .or(&[200, 201]),
         reads("show_run", "/runs/{id}", "Shows a run with its jobs", runs::show).answers::<RunView>(),
+        does("cancel_run", "/runs/{id}/cancel", Operator, "Ends what has not ended of a run", runs::cancel)
+            .takes::<ReasonRequest>()
+            .answers::<RunView>(),
         does("replay_run", "/runs/{id}/replay", Operator, "Does a run again, by today's runbook", replay::run)
             .takes::<ReasonRequest>()
             .makes::<ReplayAnswer>(),
@@ -87,10 +90,18 @@ pub fn operations() -> Vec<Operation> {
         does("replay_event", "/events/{id}/replay", Operator, "Does what today's routes make of it", replay::event)
             .takes::<ReasonRequest>()
             .makes::<ReplayAnswer>(),
+        reads("list_schedules", "/schedules", "Lists schedules with their next times", schedules::list)
+            .answers::<Vec<ScheduleView>>(),
+        reads("show_schedule", "/schedules/{name}", "Shows a schedule with its past times", schedules::show)
+            .answers::<ScheduleDetails>(),
+        does("run_schedule", "/schedules/{name}/run", Operator, "Starts a schedule's work now", schedules::run)
+            .takes::<ReasonRequest>()
+            .makes::<StartAnswer>()
+            .or(&[200, 201]),
         reads("list_queues", "/queues", "Lists queues with how much waits and runs", books::queues)
             .answers::<Vec<QueueView>>(),
         reads("list_pauses", "/pauses", "Lists what is paused", pauses::list).answers::<Vec<PauseView>>(),
-        does("pause", "/pauses", Operator, "Pauses a queue, a kind or a key; what runs goes on", pauses::pause)
+        does("pause", "/pauses", Operator, "Pauses a queue, kind, key or schedule", pauses::pause)
             .takes::<PauseRequest>()
             .answers::<Vec<PauseView>>(),
         does("resume", "/pauses/resume", Operator, "Ends a pause", pauses::resume)

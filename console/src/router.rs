@@ -11,7 +11,7 @@ use axum::middleware::from_fn_with_state;
 use queue::Queue;
 use queue::ledger::StoredBody;
 use schemas::api::EventView;
-use schemas::{Catalog, NewJob, NewRun, Problem, Runbook};
+use schemas::{Catalog, NewJob, NewRun, Problem, Runbook, Schedule};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::api::auth;
@@ -36,6 +36,8 @@ pub struct Console {
     pub catalog: Arc<Catalog>,
     /// The runbooks, by name.
     pub runbooks: Arc<BTreeMap<String, Runbook>>,
+    /// The schedules, by name.
+    pub schedules: Arc<BTreeMap<String, Schedule>>,
     /// The token that is not in the ledger, so that there is a first one: an admin's.
     pub token: Arc<str>,
     /// Makes the work of an event that is booked, by today's routes.

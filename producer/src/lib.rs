@@ -1,6 +1,7 @@
 //! The producer: deliveries in, events and jobs out.
 //!
 //! [`Door`] is the public door: it verifies, normalizes, routes and books each delivery, and only then signs for it.
+//! [`Scheduler`] fires what the clock says.
 
 mod absence;
 mod accept;
@@ -13,6 +14,7 @@ pub mod readable;
 mod rejection;
 mod router;
 pub mod routes;
+pub mod scheduler;
 mod signature;
 pub mod sources;
 mod spool;
@@ -27,6 +29,7 @@ mod world;
 pub use door::{Door, DoorConfig};
 pub use rejection::Rejection;
 pub use routes::{Matched, RouteConfig, RouteExplanation, Routes, RunConfig, Startable};
+pub use scheduler::{ScheduleConfig, Scheduler, SchedulerConfig};
 pub use signature::Verified;
 pub use sources::{Source, SourceConfig, Sources, source_type};
 pub use spool::{Spool, SpoolError, SpoolLimits};

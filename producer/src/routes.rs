@@ -16,6 +16,8 @@ use serde_json::{Map, Value, json};
 
 use crate::readable::made_plain;
 
+pub(crate) use build::target_of;
+
 /// A route as the configuration file spells it.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -66,7 +68,7 @@ struct Route {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Target {
+pub(crate) enum Target {
     Runbook(String),
     Job(String),
 }

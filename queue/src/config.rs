@@ -13,6 +13,24 @@ use crate::ledger::Horizons;
 /// (a discarded notice must not make another).
 pub type NoticeOfDiscard = Arc<dyn Fn(JobId, &str, &str, Timestamp) -> Option<NewJob> + Send + Sync>;
 
+/// Nominal times of a schedule that were missed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissedTimes {
+    /// The schedule's name.
+    pub schedule: String,
+    /// The first that was missed.
+    pub first: Timestamp,
+    /// The last.
+    pub last: Timestamp,
+    /// How many, or at least so many.
+    pub times: u32,
+    /// Why.
+    pub reason: String,
+}
+
+/// Makes the job that tells people about missed times of a schedule. None where nobody is to be told.
+pub type NoticeOfMissed = Arc<dyn Fn(&MissedTimes, Timestamp) -> Option<NewJob> + Send + Sync>;
+
 /// How to open a [`crate::Queue`].
 #[derive(Clone)]
 pub struct QueueConfig {

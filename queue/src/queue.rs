@@ -150,10 +150,12 @@ impl Queue {
         Ok(started)
     }
 
-    /// Stores the work of a schedule's nominal time, once, and rings after the commit; whether this call did.
+    /// Settles a schedule's nominal time, once, and rings after the commit; what became of it.
     pub async fn fire(&self, firing: &Firing) -> Result<Fired, LedgerError> {
+        reached("firing");
         let fired = self.0.ledger.fire(firing, self.0.clock.now()).await?;
-        if let Fired::Now(bells) = &fired {
+        reached("fired");
+        if let Some(bells) = fired.bells() {
             self.ring(bells.clone());
         }
         Ok(fired)
@@ -169,6 +171,13 @@ impl Queue {
         let (state, bells) = Desk::cancel(&*self.0.ledger, job, by, self.0.clock.now()).await?;
         self.ring(bells);
         Ok(state)
+    }
+
+    /// Cancels what has not ended of a run, and rings for what that lets in.
+    pub async fn cancel_run(&self, run: RunId, by: &Operator) -> Result<(), LedgerError> {
+        let bells = self.0.ledger.cancel_run(run, by, self.0.clock.now()).await?;
+        self.ring(bells);
+        Ok(())
     }
 
     /// Retries a job and rings for it.
@@ -212,7 +221,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Pauses a queue, a kind or a key, and lets others in where that makes room.
+    /// Pauses a queue, a kind, a key or a schedule, and lets others in where that makes room.
     pub async fn pause(&self, what: &Pausable, by: &Operator) -> Result<(), LedgerError> {
         self.0.ledger.pause(what, by, self.0.clock.now()).await?;
         upkeep::review(self).await

@@ -1,6 +1,7 @@
 //! Requests and responses of the HTTP API, and the views that operators read.
 
 mod desk;
+mod schedules;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ pub use desk::{
     PauseRequest, PauseWhat, PreviewRequest, ReplayAnswer, ReplayFilter, ReplayJobRequest, ReplayLine, ReplayPreview,
     ReplayRequest, TokenAnswer, TokenRequest,
 };
+pub use schedules::{FiringOutcome, FiringView, NextTime, ScheduleDetails, ScheduleView, ScheduledView};
 
 /// The answer to a delivery.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -152,6 +154,9 @@ pub struct JobView {
     /// The job that it does again.
     #[serde(default)]
     pub replay_of: Option<JobId>,
+    /// The schedule that started it, and for which nominal time.
+    #[serde(default)]
+    pub schedule: Option<ScheduledView>,
     /// What it must find room at.
     #[serde(default)]
     pub limits: Vec<LimitView>,
@@ -222,7 +227,7 @@ pub struct ConsentView {
 /// A pause, for people.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PauseView {
-    /// `queue`, `kind` or `key`.
+    /// `queue`, `kind`, `key` or `schedule`.
     pub what: String,
     /// Its name.
     pub name: String,

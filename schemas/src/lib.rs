@@ -16,6 +16,7 @@ pub mod period;
 pub mod problem;
 pub mod run;
 pub mod runbook;
+pub mod schedule;
 pub mod template;
 pub mod trace_context;
 
@@ -30,6 +31,7 @@ pub use limit::{Limit, LimitConfig, Rate};
 pub use problem::Problem;
 pub use run::{NewRun, PlannedJob, RunState};
 pub use runbook::Runbook;
+pub use schedule::{CatchUp, NewWork, Overlap, Schedule, Starts, Timetable, WorkId};
 pub use template::Template;
 pub use trace_context::TraceContext;
 

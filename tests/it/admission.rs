@@ -347,8 +347,10 @@ async fn a_delivery_and_a_schedule_bring_jobs_with_limits_too(t: TestLedger) {
         schedule: "nightly".into(),
         nominal: t.now(),
         config_digest: "a".into(),
-        jobs: vec![second.clone()],
-        runs: vec![],
+        due: queue::ledger::Due::Work {
+            work: schemas::NewWork::Job(Box::new(second.clone())),
+            overlap: schemas::Overlap::Skip,
+        },
     };
     t.ledger.fire(&firing, t.now()).await.unwrap();
     for expected in [first.id, run.jobs[0].job.id, second.id] {

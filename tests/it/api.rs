@@ -29,6 +29,7 @@ struct Examples {
     waiting: JobId,
     failed: [JobId; 3],
     run: schemas::RunId,
+    unfinished: schemas::RunId,
     accepted: schemas::EventId,
     held: schemas::EventId,
     asking: [JobId; 2],
@@ -40,15 +41,19 @@ impl Examples {
         let run = api.ended_run().await;
         let (accepted, held) = api.events().await;
         let asking = [api.asks_approval().await, api.asks_approval().await];
+        let unfinished = api.run_that_waits().await;
         let waiting = api.ledger.enqueue(&[api.ledger.job()]).await[0];
-        Self { waiting, failed, run, accepted, held, asking }
+        Self { waiting, failed, run, unfinished, accepted, held, asking }
     }
 
     async fn of(&self, api: &ApiWorld, operation: &Operation) -> (String, Option<Value>) {
         let reason = json!({"reason": "a test"});
         let (id, body) = match operation.name {
             "list_jobs" | "list_runs" | "list_events" | "list_queues" | "list_pauses" | "list_approvals"
-            | "list_audit" | "list_tokens" | "openapi" => (String::new(), None),
+            | "list_audit" | "list_tokens" | "list_schedules" | "openapi" => (String::new(), None),
+            "show_schedule" => ("nightly".to_owned(), None),
+            "run_schedule" => ("nightly".to_owned(), Some(reason)),
+            "cancel_run" => (self.unfinished.to_string(), Some(reason)),
             "show_job" => (self.waiting.to_string(), None),
             "show_run" => (self.run.to_string(), None),
             "show_event" => (self.accepted.to_string(), None),

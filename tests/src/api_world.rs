@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use console::Console;
+use producer::{ScheduleConfig, Startable};
 use queue::ledger::{NewToken, Operator};
 use queue::{Queue, QueueConfig};
 use reqwest::Method;
 use schemas::runbook::{RunbookConfig, Start};
-use schemas::{Catalog, EventId, JobId, Key, KindInfo, Names, NewRun, Role, RunId, Runbook, TraceContext};
+use schemas::{Catalog, EventId, JobId, Key, KindInfo, Names, NewRun, Role, RunId, Runbook, Schedule, TraceContext};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
@@ -40,7 +41,7 @@ impl Drop for ApiWorld {
 
 impl ApiWorld {
     /// Serves the API before a ledger. There are the kinds of the worker, `rotate`, which must not be done twice, `other`, of which
-    /// there is only one, and the runbooks `greet` and `guarded`, which waits for an approval. Every event makes one `noop`.
+    /// there is only one, the schedule `nightly`, which starts a `noop` at 02:00, and the runbooks `greet` and `guarded`, which waits for an approval. Every event makes one `noop`.
     pub async fn before(ledger: TestLedger) -> Self {
         let broker =
             queue::broker::open(&QueueConfig::new("sqlite:none", "in-process").broker).await.expect("a broker");
@@ -52,6 +53,7 @@ impl ApiWorld {
             queue: queue.clone(),
             catalog: Arc::clone(&catalog),
             runbooks: Arc::clone(&runbooks),
+            schedules: Arc::new(schedules(&catalog)),
             token: FIRST_TOKEN.into(),
             released: Arc::new(move |event, _| {
                 let job = made_by.job("noop", &json!({}), clock.now())?;
@@ -127,6 +129,11 @@ impl ApiWorld {
         self.start("guarded").await.jobs[0].job.id
     }
 
+    /// A run of `guarded`, which waits for an approval.
+    pub async fn run_that_waits(&self) -> RunId {
+        self.start("guarded").await.id
+    }
+
     async fn start(&self, runbook: &str) -> NewRun {
         self.ledger.clock.advance(Duration::from_millis(1));
         let start = Start { actor: Some("starter".into()), reason: Some("a test".into()), ..Start::default() };
@@ -172,6 +179,13 @@ fn catalog() -> Catalog {
     let other = KindInfo { kind: "other", key, ..rotate.clone() };
     let other = KindInfo { once: false, ..other };
     Catalog::new(all.kinds().cloned().chain([rotate, other]), names)
+}
+
+fn schedules(catalog: &Arc<Catalog>) -> BTreeMap<String, Schedule> {
+    let config = json!({"cron": "0 2 * * *", "timezone": "Europe/Berlin", "run": {"job": "noop"}});
+    let config: ScheduleConfig = serde_json::from_value(config).expect("a schedule");
+    let startable = Startable { catalog: Arc::clone(catalog), runbooks: Arc::default() };
+    [("nightly".to_owned(), config.build("nightly", &startable).expect("a right one"))].into()
 }
 
 fn runbooks(catalog: &Catalog) -> BTreeMap<String, Runbook> {

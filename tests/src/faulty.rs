@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::{
-    AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, Horizons, Intake, JobFilter,
-    Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Promoted, Receipt, Replay, Rescued, StoredBody,
-    Upkeep, Work,
+    Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, Horizons, Intake,
+    JobFilter, Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Progress, Promoted, Receipt, Replay,
+    Rescued, StoredBody, Upkeep, Work,
 };
-use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -71,8 +71,13 @@ impl Intake for FaultyLedger {
         self.pass("start")?.start(run, now).await
     }
 
-    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
-        self.pass("announce")?.announce(config_digest, now).await
+    async fn announce(
+        &self,
+        config_digest: &str,
+        schedules: &[Announced],
+        now: Timestamp,
+    ) -> Result<Option<Vec<Progress>>, LedgerError> {
+        self.pass("announce")?.announce(config_digest, schedules, now).await
     }
 
     async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
@@ -173,6 +178,10 @@ impl Desk for FaultyLedger {
         self.pass("cancel")?.cancel(job, by, now).await
     }
 
+    async fn cancel_run(&self, run: RunId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.pass("cancel_run")?.cancel_run(run, by, now).await
+    }
+
     async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
         self.pass("retry")?.retry(job, by, now).await
     }
@@ -267,6 +276,10 @@ impl Books for FaultyLedger {
 
     async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError> {
         self.pass("pauses")?.pauses().await
+    }
+
+    async fn firings(&self, schedule: &str, limit: u32) -> Result<Vec<FiringView>, LedgerError> {
+        self.pass("firings")?.firings(schedule, limit).await
     }
 
     async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError> {

@@ -1,12 +1,14 @@
-//! Who is told about discarded jobs: a `notify` job to one channel, stored in the transaction that discards the job.
+//! Who is told about discarded jobs and missed times of schedules: a `notify` job to one channel, stored in the
+//! transaction that discards the job or records the times.
 
 use std::sync::Arc;
 
-use queue::NoticeOfDiscard;
+use queue::{MissedTimes, NoticeOfDiscard, NoticeOfMissed};
 use schemas::{Catalog, JobId, NewJob, Problem, Timestamp};
 use serde_json::to_value;
 use tracing::error;
 
+use crate::channels::Severity;
 use crate::channels::message::cut;
 use crate::handler::Handler;
 use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, Template, notifying};
@@ -27,6 +29,32 @@ pub fn on_discard(channel: &str, catalog: Catalog) -> NoticeOfDiscard {
             .inspect_err(|problem| error!(job.id = %job, %problem, "nobody is told about this discarded job"))
             .ok()
     })
+}
+
+/// Tells the given channel about missed times of schedules.
+pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
+    let channel = channel.to_owned();
+    Arc::new(move |missed, now| {
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some(format!("Schedule {} was missed", missed.schedule)),
+            text: Some(cut(&words(missed), LONGEST_ERROR)),
+            severity: Some(Severity::Warning),
+            ..Notify::default()
+        };
+        let args = to_value(&notify).map_err(|error| Problem::new(error.to_string()));
+        args.and_then(|args| catalog.job(Notify::KIND, &args, now))
+            .inspect_err(|problem| error!(schedule = missed.schedule, %problem, "nobody is told about missed times"))
+            .ok()
+    })
+}
+
+fn words(missed: &MissedTimes) -> String {
+    let MissedTimes { schedule, first, last, times, reason } = missed;
+    let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let when =
+        if first == last { said(first) } else { format!("{times} times, from {} to {}", said(first), said(last)) };
+    format!("Not done: {when}: {reason}.\n\nTo do it now:\nnightporter schedules run {schedule} --reason '...'")
 }
 
 /// Whether a message failed at another channel. Each failure of the handler names its channel first; one that names
@@ -84,6 +112,27 @@ mod tests {
         assert!(told("notify", "notifying the channel `oncall`: it answered 404").is_none());
         assert!(told("notify", "notifying the channel `deploys`: it answered 404").is_some());
         assert!(told("notify", "its process crashed").is_none());
+    }
+
+    #[test]
+    fn missed_times_make_one_message_that_says_which_and_what_to_do() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_missed("oncall", crate::jobs::registry().catalog(names));
+        let missed = MissedTimes {
+            schedule: "nightly".into(),
+            first: Timestamp::UNIX_EPOCH,
+            last: Timestamp::UNIX_EPOCH + chrono::TimeDelta::days(2),
+            times: 3,
+            reason: "nobody was there".into(),
+        };
+        let args: Value = serde_json::from_str(notice(&missed, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap();
+        assert_eq!(args["title"], "Schedule nightly was missed");
+        let text = args["text"].as_str().unwrap();
+        assert!(
+            text.starts_with("Not done: 3 times, from 1970-01-01 00:00:00Z to 1970-01-03 00:00:00Z: nobody"),
+            "{text}"
+        );
+        assert!(text.contains("nightporter schedules run nightly"), "{text}");
     }
 
     #[test]

@@ -94,6 +94,7 @@ pub(crate) fn details(job: &JobView) -> String {
         ("crashes", (job.crashes > 0).then(|| job.crashes.to_string())),
         ("event", job.event.map(|id| id.to_string())),
         ("run", job.run.map(|id| id.to_string())),
+        ("schedule", job.schedule.as_ref().map(|of| format!("{}, {}", of.name, moment(of.nominal)))),
         ("replay of", job.replay_of.map(|id| id.to_string())),
         ("limits", (!job.limits.is_empty()).then(|| limits(&job.limits))),
         ("approval", job.approval.as_ref().map(approvals::details)),

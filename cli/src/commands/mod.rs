@@ -16,6 +16,7 @@ pub(crate) mod queues;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod runs;
+pub(crate) mod schedules;
 pub(crate) mod schemas;
 pub(crate) mod serve;
 pub(crate) mod token;
@@ -42,6 +43,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Events(command) => events::run(command, global).await,
         Command::Jobs(command) => jobs::run(command, global).await,
         Command::Runs(command) => runs::run(command, global).await,
+        Command::Schedules(command) => schedules::run(command, global).await,
         Command::Queues(command) => queues::run(command, global).await,
         Command::Backups(command) => backups::run(command, global).await,
         Command::Approvals(command) => approvals::run(command, global).await,

@@ -17,7 +17,7 @@ use crate::output::{line, moment, table};
 pub(crate) enum Command {
     /// All queues, with how many jobs are in each state.
     List,
-    /// All that is paused: queues, kinds and keys.
+    /// All that is paused: queues, kinds, keys and schedules.
     Pauses,
     /// Pause a queue, a kind or a key: nothing of it begins, what runs goes on.
     Pause {
@@ -136,6 +136,7 @@ const fn word(what: PauseWhat) -> &'static str {
         PauseWhat::Queue => "queue",
         PauseWhat::Kind => "kind",
         PauseWhat::Key => "key",
+        PauseWhat::Schedule => "schedule",
     }
 }
 
@@ -149,7 +150,8 @@ fn rows(queues: &[QueueView]) -> String {
     table(["QUEUE", "JOBS", "OLDEST AVAILABLE", "PAUSED"], queues.iter().map(row))
 }
 
-fn paused(pauses: &[PauseView]) -> String {
+/// All that is paused.
+pub(crate) fn paused(pauses: &[PauseView]) -> String {
     if pauses.is_empty() {
         return "nothing is paused".to_owned();
     }

@@ -51,16 +51,27 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), Failure> {
     if !args.wait {
         return global.output().print(&started, say);
     }
+    wait_for(&client, started, args.timeout, global.output()).await
+}
+
+/// Waits for the end of what was started; the outcome is the exit code.
+pub(crate) async fn wait_for(
+    client: &Client,
+    started: StartAnswer,
+    timeout: Span,
+    output: Output,
+) -> Result<(), Failure> {
     eprintln!("{}", say(&started));
-    let deadline = Instant::now() + args.timeout.0;
+    let deadline = Instant::now() + timeout.0;
     match started {
-        StartAnswer { run: Some(id), .. } => wait_for_run(&client, id, deadline, global.output()).await,
-        StartAnswer { job: Some(id), .. } => wait_for_job(&client, id, deadline, global.output()).await,
+        StartAnswer { run: Some(id), .. } => wait_for_run(client, id, deadline, output).await,
+        StartAnswer { job: Some(id), .. } => wait_for_job(client, id, deadline, output).await,
         StartAnswer { .. } => Err(Failure::failed("the server does not say what it started")),
     }
 }
 
-fn say(started: &StartAnswer) -> String {
+/// What was started, for people.
+pub(crate) fn say(started: &StartAnswer) -> String {
     let (what, id) = match started {
         StartAnswer { run: Some(id), .. } => ("run", id.to_string()),
         StartAnswer { job: Some(id), .. } => ("job", id.to_string()),

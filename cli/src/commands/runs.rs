@@ -24,6 +24,14 @@ pub(crate) enum Command {
         /// Its id.
         id: RunId,
     },
+    /// End a run: its jobs that wait at once, those that run at their next heartbeat.
+    Cancel {
+        /// Its id.
+        id: RunId,
+        /// Why; kept in the audit.
+        #[arg(long)]
+        reason: String,
+    },
     /// Do a run that has ended again: with the same inputs, planned anew from the server's present runbook.
     Replay {
         /// Its id.
@@ -40,6 +48,10 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::List { limit } => {
             let runs: Vec<RunView> = client.get(&format!("runs?limit={limit}")).await?;
             global.output().print(&runs, |runs| rows(runs))
+        }
+        Command::Cancel { id, reason } => {
+            let run: RunView = client.post(&format!("runs/{id}/cancel"), &ReasonRequest { reason }).await?;
+            global.output().print(&run, details)
         }
         Command::Replay { id, reason } => {
             let answer: ReplayAnswer = client.post(&format!("runs/{id}/replay"), &ReasonRequest { reason }).await?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use queue::Bell;
 use schemas::api::{
     ApprovalView, AuditView, DeliveryAnswer, ErrorAnswer, EventView, JobView, PauseView, QueueView, ReasonRequest,
-    RunView, StartAnswer, StartRequest, TokenView,
+    RunView, ScheduleDetails, ScheduleView, StartAnswer, StartRequest, TokenView,
 };
 use schemas::{Event, Names};
 use serde_json::Value;
@@ -59,6 +59,8 @@ fn published() -> BTreeMap<String, Value> {
         ("queue-view", schemars::schema_for!(QueueView)),
         ("reason-request", schemars::schema_for!(ReasonRequest)),
         ("run-view", schemars::schema_for!(RunView)),
+        ("schedule-details", schemars::schema_for!(ScheduleDetails)),
+        ("schedule-view", schemars::schema_for!(ScheduleView)),
         ("start-answer", schemars::schema_for!(StartAnswer)),
         ("start-request", schemars::schema_for!(StartRequest)),
         ("token-view", schemars::schema_for!(TokenView)),

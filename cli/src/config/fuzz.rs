@@ -40,6 +40,8 @@ fn whatever_stands_in_the_file_findings_point_into_it() {
             "[queue]\n",
             "[sources.a]\n",
             "[[routes]]\n",
+            "[schedules.a]\n",
+            "cron = \"0 2 * * *\"\n",
             "[runbooks.a.jobs]\n",
             "[databases.main]\n",
             "[stores.a]\n",

@@ -11,6 +11,7 @@ mod sections;
 use std::path::{Path, PathBuf};
 
 use producer::{Routes, Sources, Startable};
+use schemas::Schedule;
 use worker::WorldConfig;
 
 pub(crate) use finding::Finding;
@@ -36,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) sources: Sources,
     pub(crate) startable: Startable,
     pub(crate) routes: Routes,
+    pub(crate) schedules: Vec<Schedule>,
 }
 
 /// A file that was read: what it says, unless an error is among the findings.

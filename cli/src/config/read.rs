@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use producer::{RouteConfig, Routes, SourceConfig, Sources, Startable};
+use producer::{RouteConfig, Routes, RunConfig, ScheduleConfig, SourceConfig, Sources, Startable};
 use schemas::runbook::RunbookConfig;
-use schemas::{Names, Problem, Runbook};
+use schemas::{Names, Problem, Runbook, Schedule};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
@@ -19,7 +19,7 @@ use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 16] = [
     "server",
     "operators",
     "queue",
@@ -33,6 +33,7 @@ const TABLES: [&str; 15] = [
     "limits",
     "runbooks",
     "routes",
+    "schedules",
     "worker",
     "telemetry",
 ];
@@ -90,6 +91,7 @@ impl Reader<'_> {
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
+        let schedules = self.schedules(&startable);
         self.check_queue(queue.as_ref());
         self.check_defaults(defaults.as_ref());
         self.check_worker(worker.as_ref(), &registry);
@@ -107,6 +109,7 @@ impl Reader<'_> {
             sources,
             startable,
             routes,
+            schedules,
         })
     }
 
@@ -211,6 +214,31 @@ impl Reader<'_> {
         Routes::build(&right, startable, sources).unwrap_or_default()
     }
 
+    /// The schedules that are right.
+    fn schedules(&mut self, startable: &Startable) -> Vec<Schedule> {
+        let mut right = Vec::new();
+        for (name, config) in self.named::<ScheduleConfig>("schedules") {
+            match config.build(&name, startable) {
+                Ok(schedule) => right.push(schedule),
+                Err(problems) => {
+                    for problem in problems {
+                        let of_run = problem.path.first().is_some_and(|key| key == "run");
+                        if !(of_run && self.names_a_wrong_runbook(&config.run, startable)) {
+                            self.problem(problem.within(&name).within("schedules"));
+                        }
+                    }
+                }
+            }
+        }
+        right
+    }
+
+    /// Whether the runbook that is to be run is there, and wrong itself.
+    fn names_a_wrong_runbook(&self, run: &RunConfig, startable: &Startable) -> bool {
+        let there = self.document.names(&["runbooks"]);
+        run.runbook.as_ref().is_some_and(|name| there.contains(name) && !startable.runbooks.contains_key(name))
+    }
+
     /// Whether a route is only wrong because the runbook or source that it names is there, and wrong itself.
     fn follows_from_another(
         &self,
@@ -220,12 +248,7 @@ impl Reader<'_> {
         sources: &Sources,
     ) -> bool {
         let place = problem.path.get(2).map(String::as_str);
-        let runbooks = self.document.names(&["runbooks"]);
-        let wrong_runbook = config
-            .run
-            .runbook
-            .as_ref()
-            .is_some_and(|name| runbooks.contains(name) && !startable.runbooks.contains_key(name));
+        let wrong_runbook = self.names_a_wrong_runbook(&config.run, startable);
         let wrong_source = self.document.names(&["sources"]).len() > sources.iter().count();
         (place == Some("run") && wrong_runbook) || (place == Some("on") && wrong_source)
     }

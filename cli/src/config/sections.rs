@@ -159,7 +159,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error>
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct DefaultsSection {
-    /// The channel that is told about every discarded job.
+    /// The channel that is told about every discarded job and every missed time of a schedule.
     pub(crate) on_failure: Option<String>,
 }
 
@@ -344,6 +344,7 @@ mod tests {
             ("[runbooks.NAME.jobs.NAME.approval]", keys::<schemas::ApprovalConfig>()),
             ("[[routes]]", keys::<producer::RouteConfig>()),
             ("[routes.run]", keys::<producer::RunConfig>()),
+            ("[schedules.NAME]", keys::<producer::ScheduleConfig>()),
             ("[worker]", keys::<WorkerSection>()),
             ("[telemetry]", keys::<TelemetrySection>()),
         ];

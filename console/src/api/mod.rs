@@ -10,4 +10,5 @@ pub(crate) mod jobs;
 pub(crate) mod pauses;
 pub(crate) mod replay;
 pub(crate) mod runs;
+pub(crate) mod schedules;
 pub(crate) mod tokens;

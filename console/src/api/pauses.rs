@@ -1,4 +1,4 @@
-//! Pauses of queues, kinds and keys.
+//! Pauses of queues, kinds, keys and schedules.
 
 use std::collections::BTreeSet;
 
@@ -11,6 +11,7 @@ use schemas::api::{PauseRequest, PauseView, PauseWhat};
 use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::Body;
+use super::schedules;
 use crate::Console;
 use crate::router::Answer;
 
@@ -50,6 +51,7 @@ fn pausable(what: PauseWhat, name: String) -> Pausable {
         PauseWhat::Queue => Pausable::Queue(name),
         PauseWhat::Kind => Pausable::Kind(name),
         PauseWhat::Key => Pausable::Key(name),
+        PauseWhat::Schedule => Pausable::Schedule(name),
     }
 }
 
@@ -57,6 +59,7 @@ async fn unknown(console: &Console, what: &Pausable) -> Result<Option<Problem>, 
     let catalog = &console.catalog;
     Ok(match what {
         Pausable::Kind(kind) => catalog.kind(kind).err(),
+        Pausable::Schedule(name) => schedules::find(console, name).err(),
         Pausable::Queue(queue) => {
             let mut known: BTreeSet<String> = catalog.kinds().map(|info| info.queue.to_owned()).collect();
             // Jobs of a kind that another process knows may lie in a queue of its own.

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use queue::ledger::{Enqueued, Operator};
 use queue::trace;
-use schemas::api::{RunView, StartAnswer, StartRequest};
+use schemas::api::{ReasonRequest, RunView, StartAnswer, StartRequest};
 use schemas::runbook::Start;
 use schemas::{Key, Problem, RunId, TraceContext};
 use serde_json::Value;
@@ -25,7 +25,7 @@ const KEY_HOLD: Duration = Duration::from_hours(24);
 /// No key of a start is longer.
 const LONGEST_KEY: usize = 200;
 
-type Started = Result<(StatusCode, Json<StartAnswer>), ApiError>;
+pub(crate) type Started = Result<(StatusCode, Json<StartAnswer>), ApiError>;
 
 pub(crate) async fn list(State(console): State<Console>, Params(params): Params<ListParams>) -> Answer<Vec<RunView>> {
     Ok(Json(console.queue.ledger().runs(params.limit()).await?))
@@ -38,6 +38,17 @@ pub(crate) async fn show(State(console): State<Console>, Id(id): Id<RunId>) -> A
 /// The run, with its jobs.
 pub(crate) async fn find(console: &Console, id: RunId) -> Result<RunView, ApiError> {
     console.queue.ledger().run(id).await?.ok_or_else(|| ApiError::no_such("run", id))
+}
+
+/// Ends all jobs of a run that have not ended: at once where they wait; where they run, at their next heartbeat.
+pub(crate) async fn cancel(
+    State(console): State<Console>,
+    caller: Caller,
+    Id(id): Id<RunId>,
+    Body(request): Body<ReasonRequest>,
+) -> Answer<RunView> {
+    console.queue.cancel_run(id, &caller.because(request.reason)?).await?;
+    find(&console, id).await.map(Json)
 }
 
 /// Starts a runbook or a single job: 201, or 200 where the key names an earlier start.
@@ -117,7 +128,7 @@ fn unknown(console: &Console, name: &str) -> Problem {
     Problem::unknown("runbook or job kind", name, console.runbooks.keys().map(String::as_str).chain(kinds))
 }
 
-fn answer<T: Copy>(started: Enqueued<T>, say: impl Fn(T) -> StartAnswer) -> (StatusCode, Json<StartAnswer>) {
+pub(crate) fn answer<T: Copy>(started: Enqueued<T>, say: impl Fn(T) -> StartAnswer) -> (StatusCode, Json<StartAnswer>) {
     let existing = matches!(started, Enqueued::Existing(_));
     let status = if existing { StatusCode::OK } else { StatusCode::CREATED };
     (status, Json(StartAnswer { existing, ..say(started.id()) }))

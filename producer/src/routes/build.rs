@@ -82,7 +82,8 @@ fn sender_of(on: &str, sources: &Sources) -> Result<&'static dyn SourceType, Pro
     }
 }
 
-fn target_of(run: &RunConfig, startable: &Startable) -> Result<Target, Problem> {
+/// What a `run` starts.
+pub(crate) fn target_of(run: &RunConfig, startable: &Startable) -> Result<Target, Problem> {
     match (&run.runbook, &run.job) {
         (Some(name), None) if startable.runbooks.contains_key(name) => Ok(Target::Runbook(name.clone())),
         (Some(name), None) => Err(unknown_runbook(name, &startable.runbooks).within("runbook")),
@@ -90,7 +91,7 @@ fn target_of(run: &RunConfig, startable: &Startable) -> Result<Target, Problem> 
             Ok(_) => Ok(Target::Job(kind.clone())),
             Err(problem) => Err(problem.within("job")),
         },
-        _ => Err(Problem::new("a route runs either a runbook or a job")
+        _ => Err(Problem::new("either a runbook or a job is run")
             .help("write run = { runbook = \"...\" } or run = { job = \"...\" }")),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::*;
-use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -71,8 +71,13 @@ impl Intake for Faulty {
     async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         self.ledger.start(run, now).await
     }
-    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
-        self.ledger.announce(config_digest, now).await
+    async fn announce(
+        &self,
+        config_digest: &str,
+        schedules: &[Announced],
+        now: Timestamp,
+    ) -> Result<Option<Vec<Progress>>, LedgerError> {
+        self.ledger.announce(config_digest, schedules, now).await
     }
     async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
         self.ledger.fire(firing, now).await
@@ -161,6 +166,9 @@ impl Desk for Faulty {
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError> {
         Desk::cancel(&*self.ledger, job, by, now).await
     }
+    async fn cancel_run(&self, run: RunId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        self.ledger.cancel_run(run, by, now).await
+    }
     async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
         Desk::retry(&*self.ledger, job, by, now).await
     }
@@ -237,6 +245,9 @@ impl Books for Faulty {
     }
     async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError> {
         self.ledger.pauses().await
+    }
+    async fn firings(&self, schedule: &str, limit: u32) -> Result<Vec<FiringView>, LedgerError> {
+        self.ledger.firings(schedule, limit).await
     }
     async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError> {
         self.ledger.tokens().await

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use schemas::{
-    AttemptId, Event, EventId, JobId, JobState, NewJob, NewRun, Outcome, Role, RunId, RunState, Standing, Timestamp,
-    TraceContext, WorkerId,
+    AttemptId, Event, EventId, JobId, JobState, NewJob, NewRun, NewWork, Outcome, Overlap, Role, RunId, RunState,
+    Standing, Timestamp, TraceContext, WorkerId,
 };
 
 use crate::bell::Bells;
@@ -236,7 +236,7 @@ pub struct JobFilter {
     pub limit: u32,
 }
 
-/// A nominal time of a schedule, and the work that it starts.
+/// A nominal time of a schedule, and what is to become of it.
 #[derive(Clone, Debug)]
 pub struct Firing {
     /// The schedule's name.
@@ -245,10 +245,31 @@ pub struct Firing {
     pub nominal: Timestamp,
     /// Of the configuration that the schedule is from.
     pub config_digest: String,
-    /// What it starts.
-    pub jobs: Vec<NewJob>,
-    /// What it starts.
-    pub runs: Vec<NewRun>,
+    /// What is to become of it.
+    pub due: Due,
+}
+
+/// What is to become of a nominal time. While the schedule is paused it is recorded as skipped, whatever it is.
+#[derive(Clone, Debug)]
+pub enum Due {
+    /// Its work is to be stored.
+    Work {
+        /// What it starts.
+        work: NewWork,
+        /// What becomes of it where earlier work has not ended.
+        overlap: Overlap,
+    },
+    /// It is recorded as missed, with those before it.
+    Missed {
+        /// The first that was missed; the firing's own is the last.
+        first: Timestamp,
+        /// How many there are; where counting them would take too long, at least so many.
+        times: u32,
+        /// Why, for people.
+        reason: String,
+        /// Tells people.
+        notice: Option<Box<NewJob>>,
+    },
 }
 
 /// What became of a firing.
@@ -256,11 +277,50 @@ pub struct Firing {
 pub enum Fired {
     /// The work is stored. What became available by it.
     Now(Bells),
-    /// This nominal time has fired before; nothing was stored.
+    /// Earlier work has not ended: it waits, and is to be fired again. What became available by what was cancelled.
+    Waits(Bells),
+    /// It is recorded as skipped, for this reason.
+    Skipped(String),
+    /// It is recorded as missed. What became available by the notice.
+    Missed(Bells),
+    /// This nominal time was settled before; nothing was stored.
     Before,
     /// A producer with a newer configuration is alive: schedules are its to fire; nothing was stored.
     Outdated,
 }
+
+impl Fired {
+    /// What is to be rung.
+    pub fn bells(&self) -> Option<&Bells> {
+        match self {
+            Self::Now(bells) | Self::Waits(bells) | Self::Missed(bells) => Some(bells),
+            Self::Skipped(_) | Self::Before | Self::Outdated => None,
+        }
+    }
+}
+
+/// A schedule that a producer has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Its name.
+    pub schedule: String,
+    /// Its whole timetable as text: where it changes, the schedule begins anew.
+    pub timetable: String,
+}
+
+/// How far a schedule has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Its name.
+    pub schedule: String,
+    /// All nominal times up to this one are settled. At first sight that is now: nothing is made up for from before.
+    pub settled: Timestamp,
+    /// Nominal times that wait for the end of earlier work, the oldest first.
+    pub waiting: Vec<Timestamp>,
+}
+
+/// More nominal times of a schedule than this do not wait: who never keeps up would wait for ever.
+pub const MOST_WAITING: usize = 100;
 
 /// A newer configuration counts for as long as one of its producers was heard of in this time.
 pub const GENERATION_MEMORY: Duration = Duration::from_mins(5);
@@ -274,6 +334,8 @@ pub enum Pausable {
     Kind(String),
     /// Jobs that name it as a limit are not let in.
     Key(String),
+    /// Its nominal times are recorded as skipped.
+    Schedule(String),
 }
 
 impl Pausable {
@@ -283,13 +345,14 @@ impl Pausable {
             Self::Queue(_) => "queue",
             Self::Kind(_) => "kind",
             Self::Key(_) => "key",
+            Self::Schedule(_) => "schedule",
         }
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         match self {
-            Self::Queue(name) | Self::Kind(name) | Self::Key(name) => name,
+            Self::Queue(name) | Self::Kind(name) | Self::Key(name) | Self::Schedule(name) => name,
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod asks;
 mod door;
+mod firing;
 mod postgres;
 mod rows;
 mod sqlite;
@@ -18,7 +19,7 @@ mod sqlite;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -44,11 +45,17 @@ pub trait Intake: Send + Sync {
     /// Stores a run with all its jobs.
     async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError>;
 
-    /// Says that a producer with this configuration is alive, and answers whether none with a newer one is. A
-    /// configuration is as new as its first announcement.
-    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError>;
+    /// Says that a producer with this configuration is alive, and which schedules it has; how far each of them has come,
+    /// or none where a producer with a newer configuration is alive: then they are that one's. A configuration is as new
+    /// as its first announcement. Schedules that the newest one does not have are forgotten.
+    async fn announce(
+        &self,
+        config_digest: &str,
+        schedules: &[Announced],
+        now: Timestamp,
+    ) -> Result<Option<Vec<Progress>>, LedgerError>;
 
-    /// Stores the work of a schedule's nominal time, once, however many producers ask.
+    /// Settles a schedule's nominal time, once, however many producers ask: its work is stored, or why it is not.
     async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError>;
 }
 
@@ -135,6 +142,9 @@ pub trait Desk: Send + Sync {
     /// Ends a job: at once where it waits, through its next heartbeat where it runs. The state it is in now.
     async fn cancel(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<(JobState, Bells), LedgerError>;
 
+    /// Ends a run: all its jobs that have not ended, each as [`Desk::cancel`] does.
+    async fn cancel_run(&self, run: RunId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError>;
+
     /// Makes a discarded or cancelled job available again: same id, next attempt, failures forgotten, steps and keys
     /// kept. What its run skipped because of it waits again.
     async fn retry(&self, job: JobId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError>;
@@ -165,7 +175,7 @@ pub trait Desk: Send + Sync {
     /// Refuses a job that waits for consent: it is cancelled.
     async fn refuse(&self, job: JobId, role: Role, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError>;
 
-    /// Pauses a queue, a kind or a key. What runs goes on.
+    /// Pauses a queue, a kind, a key or a schedule. What runs goes on.
     async fn pause(&self, what: &Pausable, by: &Operator, now: Timestamp) -> Result<(), LedgerError>;
 
     /// Ends a pause.
@@ -201,6 +211,8 @@ pub trait Books: Send + Sync {
     async fn approvals(&self, limit: u32) -> Result<Vec<ApprovalView>, LedgerError>;
     /// What is paused.
     async fn pauses(&self) -> Result<Vec<PauseView>, LedgerError>;
+    /// What became of the newest nominal times of a schedule.
+    async fn firings(&self, schedule: &str, limit: u32) -> Result<Vec<FiringView>, LedgerError>;
     /// All tokens, revoked ones included.
     async fn tokens(&self) -> Result<Vec<TokenView>, LedgerError>;
     /// The token with this SHA-256, if it lives.

@@ -266,6 +266,7 @@ impl JobRow {
             run: self.run_id.map(RunId),
             trace_id: trace.trace_id().map(str::to_owned),
             replay_of: self.replay_of.map(JobId),
+            schedule: None,
             limits: Vec::new(),
             approval: None,
             attempts,

@@ -101,6 +101,8 @@ pub enum PauseWhat {
     Kind,
     /// A limit's key: jobs that name it are not let in.
     Key,
+    /// A schedule: its nominal times are recorded as skipped.
+    Schedule,
 }
 
 /// Begins or ends a pause: `POST /api/v1/pauses`, `POST /api/v1/pauses/resume`.

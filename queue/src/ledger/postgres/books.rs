@@ -1,13 +1,16 @@
 //! What readers see.
 
 use async_trait::async_trait;
-use schemas::api::{ApprovalView, EventView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::api::{
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, TokenView,
+};
 use schemas::{EventId, JobId, JobState, RunId, Timestamp};
 use uuid::Uuid;
 
 use super::super::door::{ApprovalRow, ConsentRow, LimitRow, with_consents};
+use super::super::firing::FiringRow;
 use super::super::rows::{
-    EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views,
+    EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views, storable,
 };
 use super::super::{AuditRecord, Books, JobFilter, LedgerError, StoredBody};
 use super::{Postgres, in_time, unavailable};
@@ -86,6 +89,13 @@ impl Books for Postgres {
             view.limits = limits.into_iter().map(LimitRow::into_view).collect();
             let approval = sqlx::query_as(APPROVAL_OF).bind(id.0).fetch_all(&self.desk).await.map_err(unavailable)?;
             view.approval = self.with_consents(approval).await?.pop();
+            let schedule: Option<(String, i64)> =
+                sqlx::query_as("select schedule, nominal from fired where job_id = $1 order by nominal limit 1")
+                    .bind(id.0)
+                    .fetch_optional(&self.desk)
+                    .await
+                    .map_err(unavailable)?;
+            view.schedule = schedule.map(|(name, nominal)| ScheduledView { name, nominal: moment(nominal) });
             Ok(Some(view))
         })
         .await
@@ -169,6 +179,23 @@ impl Books for Postgres {
                     .map_err(unavailable)?;
             let view = |(what, name, at, actor, reason)| PauseView { what, name, at: moment(at), actor, reason };
             Ok(rows.into_iter().map(view).collect())
+        })
+        .await
+    }
+
+    async fn firings(&self, schedule: &str, limit: u32) -> Result<Vec<FiringView>, LedgerError> {
+        in_time(async {
+            let rows: Vec<FiringRow> = sqlx::query_as(
+                "select f.*, (select state from every_job where id = f.job_id) as job_state,
+                        (select state from run where id = f.run_id) as run_state
+                 from fired f where schedule = $1 order by nominal desc limit $2",
+            )
+            .bind(storable(schedule))
+            .bind(i64::from(limit))
+            .fetch_all(&self.desk)
+            .await
+            .map_err(unavailable)?;
+            rows.into_iter().map(FiringRow::into_view).collect()
         })
         .await
     }

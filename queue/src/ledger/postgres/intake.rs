@@ -11,9 +11,11 @@ use uuid::Uuid;
 use super::super::door::Aftermath;
 use super::super::rows::{HELD, micros, storable};
 use super::super::{
-    DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Receipt, Repeats,
+    Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Progress,
+    Receipt, Repeats,
 };
 use super::door::{settle, take_turn};
+use super::firing::{carry_out, meet};
 use super::storing::{JobRows, any_gated, enqueued, insert_jobs, insert_run, jobs_of};
 use super::{Postgres, begin, begin_on, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
@@ -91,12 +93,18 @@ impl Intake for Postgres {
         .await
     }
 
-    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+    async fn announce(
+        &self,
+        config_digest: &str,
+        schedules: &[Announced],
+        now: Timestamp,
+    ) -> Result<Option<Vec<Progress>>, LedgerError> {
         in_time(async {
             let mut tx = begin(&self.hot).await?;
             let newest = announce(&mut tx, config_digest, now).await?;
+            let progress = if newest { Some(meet(&mut tx, schedules, now).await?) } else { None };
             commit(tx).await?;
-            Ok(newest)
+            Ok(progress)
         })
         .await
     }
@@ -107,26 +115,17 @@ impl Intake for Postgres {
             if !announce(&mut tx, &firing.config_digest, now).await? {
                 return Ok(Fired::Outdated);
             }
-            let fired = sqlx::query(
-                "insert into fired (schedule, nominal, fired_at) values ($1, $2, $3) on conflict do nothing",
-            )
-            .bind(storable(&firing.schedule))
-            .bind(micros(firing.nominal))
-            .bind(micros(now))
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable)?;
-            if fired.rows_affected() == 0 {
-                return Ok(Fired::Before);
-            }
             let mut after = Aftermath::default();
-            insert_jobs(&mut tx, &firing.jobs, None, &mut after, now).await?;
-            for run in &firing.runs {
-                insert_run(&mut tx, run, &mut after, now).await?;
+            let mut fired = carry_out(&mut tx, firing, &mut after, now).await?;
+            if fired == Fired::Before {
+                return Ok(fired);
             }
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(Fired::Now(after.bells))
+            if let Fired::Now(bells) | Fired::Waits(bells) | Fired::Missed(bells) = &mut fired {
+                *bells = after.bells;
+            }
+            Ok(fired)
         })
         .await
     }

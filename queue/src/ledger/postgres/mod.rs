@@ -8,8 +8,10 @@
 //! every running job for each row of a batch.
 
 mod books;
+mod cancel;
 mod desk;
 mod door;
+mod firing;
 mod floors;
 mod forget;
 mod intake;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::super::door::{Aftermath, Asked, FOR_NEEDS, FOR_ROOM, moved_on, name_taken, not_ended, subject};
 use super::super::rows::{NodeRow, micros, state};
 use super::super::{Desk, Enqueued, LedgerError, NewToken, Operator, Pausable, Replay};
+use super::cancel::{cancel_job, cancel_run};
 use super::door::settle;
 use super::retry::{bring_back, must_have_failed, record_last_attempt, take_key_again, take_key_of_run_again};
 use super::runs::{Ending, end_jobs, node_rows};
@@ -63,29 +64,19 @@ impl Desk for Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let mut after = Aftermath::default();
-            let run = run_of(&mut tx, job).await?;
-            let found: Option<i16> = sqlx::query_scalar("select state from job where id = ?1")
-                .bind(job.0)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(unavailable)?;
-            let Some(code) = found else { return Err(not_waiting(&mut tx, job).await?) };
-            let reason = format!("cancelled by {}: {}", by.actor, by.reason);
-            let state = if state(code)? == JobState::Running {
-                sqlx::query("update job set cancel = ?2 where id = ?1")
-                    .bind(job.0)
-                    .bind(&reason)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(unavailable)?;
-                JobState::Running
-            } else {
-                end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], &mut after, now).await?;
-                after.runs.extend(run);
-                JobState::Cancelled
-            };
-            write_audit(&mut tx, by, "cancel", &job, now).await?;
+            let state = cancel_job(&mut tx, job, by, &mut after, now).await?;
             Ok((state, self.settled(tx, after, now).await?))
+        })
+        .await
+    }
+
+    async fn cancel_run(&self, run: RunId, by: &Operator, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
+            cancel_run(&mut tx, run, by, &mut after, now).await?;
+            self.settled(tx, after, now).await
         })
         .await
     }
@@ -272,7 +263,7 @@ impl Desk for Sqlite {
             match what {
                 Pausable::Queue(queue) => bells.add_many(queue, available_in(&mut tx, queue).await?),
                 Pausable::Kind(kind) => slipped_in(&mut tx, kind, &mut bells).await?,
-                Pausable::Key(_) => {}
+                Pausable::Key(_) | Pausable::Schedule(_) => {}
             }
             commit(tx).await?;
             Ok(bells)
@@ -406,7 +397,7 @@ async fn asked(tx: &mut SqliteConnection, job: JobId) -> Result<Asked, LedgerErr
 /// Takes back what is available of a paused kind or key.
 async fn park(tx: &mut SqliteConnection, what: &Pausable) -> Result<(), LedgerError> {
     let whose = match what {
-        Pausable::Queue(_) => return Ok(()),
+        Pausable::Queue(_) | Pausable::Schedule(_) => return Ok(()),
         Pausable::Kind(_) => "select id from job where state = 2 and kind = ?1",
         Pausable::Key(_) => "select job_id from job_limit where standing = 2 and key = ?1",
     };
@@ -452,7 +443,7 @@ async fn available_in(tx: &mut SqliteConnection, queue: &str) -> Result<Option<(
 }
 
 /// The run that a job belongs to, if it belongs to one.
-async fn run_of(tx: &mut SqliteConnection, job: JobId) -> Result<Option<Uuid>, LedgerError> {
+pub(super) async fn run_of(tx: &mut SqliteConnection, job: JobId) -> Result<Option<Uuid>, LedgerError> {
     sqlx::query_scalar(
         "select coalesce((select run_id from job where id = ?1), (select run_id from history where id = ?1))",
     )
@@ -462,20 +453,7 @@ async fn run_of(tx: &mut SqliteConnection, job: JobId) -> Result<Option<Uuid>, L
     .map_err(unavailable)
 }
 
-/// Why a job that is not in the hot table cannot be cancelled.
-async fn not_waiting(tx: &mut SqliteConnection, job: JobId) -> Result<LedgerError, LedgerError> {
-    let ended: Option<i16> = sqlx::query_scalar("select state from history where id = ?1")
-        .bind(job.0)
-        .fetch_optional(tx)
-        .await
-        .map_err(unavailable)?;
-    Ok(match ended {
-        None => LedgerError::NotFound("job"),
-        Some(code) => LedgerError::Conflict(format!("this job has ended: it is {}", state(code)?.as_str())),
-    })
-}
-
-async fn write_audit(
+pub(super) async fn write_audit(
     tx: &mut SqliteConnection,
     by: &Operator,
     verb: &str,

@@ -11,9 +11,11 @@ use uuid::Uuid;
 use super::super::door::Aftermath;
 use super::super::rows::{HELD, micros, moment, standing_of_repeat};
 use super::super::{
-    DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Receipt, Repeats,
+    Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Progress,
+    Receipt, Repeats,
 };
 use super::door::settle;
+use super::firing::{carry_out, meet};
 use super::storing::{hex, insert_jobs, insert_run};
 use super::writer::SharedWrite;
 use super::{Sqlite, commit, in_time, unavailable};
@@ -44,13 +46,19 @@ impl Intake for Sqlite {
         .await
     }
 
-    async fn announce(&self, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+    async fn announce(
+        &self,
+        config_digest: &str,
+        schedules: &[Announced],
+        now: Timestamp,
+    ) -> Result<Option<Vec<Progress>>, LedgerError> {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let newest = announce(&mut tx, config_digest, now).await?;
+            let progress = if newest { Some(meet(&mut tx, schedules, now).await?) } else { None };
             commit(tx).await?;
-            Ok(newest)
+            Ok(progress)
         })
         .await
     }
@@ -62,25 +70,17 @@ impl Intake for Sqlite {
             if !announce(&mut tx, &firing.config_digest, now).await? {
                 return Ok(Fired::Outdated);
             }
-            let fired =
-                sqlx::query("insert into fired (schedule, nominal, fired_at) values (?, ?, ?) on conflict do nothing")
-                    .bind(&firing.schedule)
-                    .bind(micros(firing.nominal))
-                    .bind(micros(now))
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(unavailable)?;
-            if fired.rows_affected() == 0 {
-                return Ok(Fired::Before);
-            }
             let mut after = Aftermath::default();
-            insert_jobs(&mut tx, &firing.jobs, None, &mut after, now).await?;
-            for run in &firing.runs {
-                insert_run(&mut tx, run, &mut after, now).await?;
+            let mut fired = carry_out(&mut tx, firing, &mut after, now).await?;
+            if fired == Fired::Before {
+                return Ok(fired);
             }
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
-            Ok(Fired::Now(after.bells))
+            if let Fired::Now(bells) | Fired::Waits(bells) | Fired::Missed(bells) = &mut fired {
+                *bells = after.bells;
+            }
+            Ok(fired)
         })
         .await
     }

@@ -4,8 +4,10 @@
 //! connections of their own (WAL). `synchronous = FULL`: what is committed is on disk.
 
 mod books;
+mod cancel;
 mod desk;
 mod door;
+mod firing;
 mod forget;
 mod intake;
 mod retry;
