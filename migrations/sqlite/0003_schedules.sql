@@ -16,3 +16,4 @@ alter table fired add column run_id blob;
 alter table fired add column times integer not null default 1;
 create index fired_job on fired (job_id) where job_id is not null;
 create index fired_waiting on fired (schedule, nominal) where outcome = 1;
+create index fired_expiry on fired (fired_at);

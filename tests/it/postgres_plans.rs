@@ -125,7 +125,7 @@ async fn claims_beats_and_ends_find_each_job_by_its_id_while_somebody_holds_a_sn
 }
 
 /// Tables that grow, each with a statement that lays many rows into it.
-const GROWN: [(&str, &str); 9] = [
+const GROWN: [(&str, &str); 10] = [
     (
         "history",
         "insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, finished_at)
@@ -161,6 +161,11 @@ const GROWN: [(&str, &str); 9] = [
         "job_limit",
         "insert into job_limit (job_id, key, at_once, newest, priority, since)
          select gen_random_uuid(), 'a', 1, false, 2, 1 from generate_series(1, 20000)",
+    ),
+    (
+        "fired",
+        "insert into fired (schedule, nominal, fired_at, job_id)
+         select 'nightly', -n, 1::bigint << 60, gen_random_uuid() from generate_series(1, 20000) n",
     ),
     (
         "step",
@@ -213,6 +218,14 @@ async fn a_day(t: &TestLedger, day: u32) {
     t.ledger.review(100, t.now()).await.unwrap();
     for job in t.claim(100).await {
         assert!(t.finish(job.id, completed(None)).await);
+    }
+    for schedule in ["nightly", "weekly"] {
+        let work = schemas::NewWork::Job(Box::new(t.job()));
+        let due = ledger::Due::Work { work, overlap: schemas::Overlap::Queue };
+        let firing =
+            ledger::Firing { schedule: schedule.into(), nominal: t.now(), config_digest: "a".into(), due };
+        assert!(matches!(t.ledger.fire(&firing, t.now()).await.unwrap(), ledger::Fired::Now(_)));
+        t.complete_next(None).await;
     }
     t.ledger.cancel(t.enqueue(&[t.job()]).await[0], &ada(), t.now()).await.unwrap();
     t.ledger.prune(100, t.now()).await.unwrap();

@@ -101,9 +101,24 @@ async fn each_nominal_time_fires_once_though_producers_die(t: TestLedger) {
     let site = Site::at(t, "2027-03-01T00:00:30Z");
     let schedules = json!({"often": {"cron": "*/7 * * * *", "overlap": "queue", "catch_up": "all", "jitter": "3m"}});
     let mut alive = vec![site.producer("a", schedules.clone()).await, site.producer("a", schedules.clone()).await];
-    for round in 0..4 {
-        // One dies, and is gone for a while; then all are, for less than would be missed by `all`.
+    for round in 0..3 {
         site.pass(HOUR, &mut alive).await;
+        // Some die in the midst of a look, wherever they are just then, and another begins.
+        for polls in 0..30 {
+            site.t.clock.advance(MINUTE);
+            let dies_after = async {
+                for _ in 0..polls {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = dies_after => {}
+                _ = alive[0].look() => {}
+            }
+            alive[0] = site.producer("a", schedules.clone()).await;
+        }
+        // One dies, and is gone for a while; then all are, for less than would be missed by `all`.
         drop(alive.remove(round % 2));
         site.pass(HOUR / 2, &mut alive).await;
         alive.clear();
