@@ -222,8 +222,7 @@ async fn a_day(t: &TestLedger, day: u32) {
     for schedule in ["nightly", "weekly"] {
         let work = schemas::NewWork::Job(Box::new(t.job()));
         let due = ledger::Due::Work { work, overlap: schemas::Overlap::Queue };
-        let firing =
-            ledger::Firing { schedule: schedule.into(), nominal: t.now(), config_digest: "a".into(), due };
+        let firing = ledger::Firing { schedule: schedule.into(), nominal: t.now(), config_digest: "a".into(), due };
         assert!(matches!(t.ledger.fire(&firing, t.now()).await.unwrap(), ledger::Fired::Now(_)));
         t.complete_next(None).await;
     }

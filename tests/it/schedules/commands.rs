@@ -100,10 +100,12 @@ fn operators_see_what_comes_start_it_and_pause_it() {
     assert_eq!(greeting["last"], Value::Null);
     let shown = ask(&house, &up, &["schedules", "list"]).exits(0).stdout;
     assert!(shown.contains("on day 1 of January at 00:00 (UTC)"), "{shown}");
-    let done = ask(&house, &up, &["schedules", "run", "greeting", "--reason", "a test", "--wait", "--json"]).exits(0).json();
+    let done =
+        ask(&house, &up, &["schedules", "run", "greeting", "--reason", "a test", "--wait", "--json"]).exits(0).json();
     assert_eq!(done["jobs"][0]["output"]["message"], "hello greeting");
     assert_eq!((&done["actor"], &done["reason"]), (&json!("token"), &json!("schedule greeting, by hand: a test")));
-    let job = ask(&house, &up, &["schedules", "run", "yearly", "--reason", "a test", "--wait", "--json"]).exits(0).json();
+    let job =
+        ask(&house, &up, &["schedules", "run", "yearly", "--reason", "a test", "--wait", "--json"]).exits(0).json();
     assert_eq!(job["state"], "completed");
     let audit = ask(&house, &up, &["audit", "list", "--json"]).exits(0).json();
     assert_eq!((&audit[0]["verb"], &audit[0]["reason"]), (&json!("start"), &json!("schedule yearly, by hand: a test")));

@@ -63,8 +63,7 @@ pub(super) async fn cancel_run(
         .map_err(unavailable)?;
     let state = found.ok_or(LedgerError::NotFound("run"))?;
     let jobs: Vec<(Uuid, i16)> = sqlx::query_as(
-        "select id, state from job where id = any(array(select job_id from run_job where run_id = ?1))
-         order by id",
+        "select id, state from job where id in (select job_id from run_job where run_id = ?1) order by id",
     )
     .bind(run.0)
     .fetch_all(&mut *tx)
