@@ -73,7 +73,7 @@ x = { job = 'nop' }
         "4:15: error: schedules.a.run.job: there is no job kind named `nop` (did you mean `noop`?)",
         "6:8: error: schedules.b.cron: `0 0 30 2 *` never comes: no month that it names has such a day (`L` is the last day of each month)",
         "7:23: error: schedules.b.run.with: there is no key named `mesage` (did you mean `message`?)",
-        "11:12: error: schedules.c.catch_up: `twice` is not one of the values it may have (did you mean `once`?)",
+        "11:12: error: schedules.c.catch_up: `twice` is not one of the values it may have (known: skip, once, all)",
         "14:10: error: schedules.d.jitter: this is as long as the time between two of its times, or longer (its times come 10m after one another; write less)",
         "15:18: error: schedules.d.catch_up_limit: this must be between 1 and 100",
         "22:13: error: runbooks.broken.jobs.x.job: there is no job kind named `nop` (did you mean `noop`?)",
