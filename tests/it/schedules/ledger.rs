@@ -237,6 +237,7 @@ async fn a_run_is_cancelled_as_a_whole(t: TestLedger) {
     // By hand, what runs is told at its next heartbeat, and the rest ends at once.
     let running = t.claim_one().await;
     let id = running.run.unwrap();
+    t.clock.advance(Duration::from_millis(1)); // so that the audit has an order
     t.ledger.cancel_run(id, &ada(), t.now()).await.unwrap();
     let states: Vec<&str> = t.run_states(id).await.into_iter().map(|(_, state)| state.as_str()).collect();
     assert_eq!(states, ["running", "cancelled", "cancelled"]);
