@@ -187,7 +187,7 @@ impl Scheduler {
             let made = schedule.make(nominal, start, &startable.catalog, &startable.runbooks, self.now());
             let work = match made {
                 Ok(work) => work,
-                Err(problem) => return self.miss(schedule, self.cannot_be_made(schedule, nominal, &problem)).await,
+                Err(problem) => return self.miss(schedule, Self::cannot_be_made(schedule, nominal, &problem)).await,
             };
             let due = Due::Work { work, overlap: schedule.overlap };
             let firing = Firing { schedule: schedule.name.clone(), nominal, config_digest: config_digest.clone(), due };
@@ -204,7 +204,7 @@ impl Scheduler {
         .await
     }
 
-    fn cannot_be_made(&self, schedule: &Schedule, nominal: Timestamp, problem: &Problem) -> missed::Missed {
+    fn cannot_be_made(schedule: &Schedule, nominal: Timestamp, problem: &Problem) -> missed::Missed {
         error!(%problem, "the work of this schedule cannot be made");
         let reason = format!("its work cannot be made: {problem}");
         let times = MissedTimes { schedule: schedule.name.clone(), first: nominal, last: nominal, times: 1, reason };

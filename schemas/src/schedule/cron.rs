@@ -202,9 +202,9 @@ impl Field {
     }
 
     fn number(&self, text: &str) -> Result<u32, Problem> {
-        let named = || self.names.iter().zip(self.from..).find(|(name, _)| name.eq_ignore_ascii_case(text));
+        let by_name = || self.names.iter().zip(self.from..).find(|(name, _)| name.eq_ignore_ascii_case(text));
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = if is_number { text.parse().ok() } else { named().map(|(_, number)| number) };
+        let number = if is_number { text.parse().ok() } else { by_name().map(|(_, number)| number) };
         number.filter(|number| (self.from..=self.to).contains(number)).ok_or_else(|| {
             let names = self.names.first().zip(self.names.last());
             let names = names.map_or_else(String::new, |(first, last)| format!(", or a name from {first} to {last}"));
