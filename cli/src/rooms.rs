@@ -13,6 +13,7 @@ use secrets::vaults::{AwsVault, Vault};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use tracing::warn;
 use uuid::Uuid;
+use worker::notice::Resolution;
 
 use crate::client::token_path;
 use crate::config::{Address, Config, VaultAddress, sqlite_path};
@@ -74,6 +75,12 @@ pub(crate) fn scheduler(config: &Config, queue: Queue) -> Scheduler {
         config_digest: config.digest.clone(),
         notice: channel.map(|channel| worker::notice::on_missed(channel, catalog())),
     })
+}
+
+/// Who is told that a discarded job is done after all.
+pub(crate) fn resolution(config: &Config) -> Option<Resolution> {
+    let channel = config.defaults.on_failure.as_ref()?;
+    Some(worker::notice::on_completion(channel, Catalog::clone(&config.startable.catalog)))
 }
 
 /// The public door that is configured.

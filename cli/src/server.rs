@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 use url::Url;
+use worker::heartbeat::Heartbeat;
 use worker::{Worker, WorkerConfig, World};
 
 use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
@@ -105,6 +106,10 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     }
     let counted = roles.works.then_some(&counted);
     let catalog = Arc::clone(&config.startable.catalog);
+    if let Some(heartbeat) = config.heartbeat.clone() {
+        let heartbeat = Heartbeat::new(heartbeat, queue.clone(), Arc::clone(&resolver), worker::world::http_client());
+        running.parts.spawn(heartbeat.run(running.stop.clone()));
+    }
     match (front, house) {
         (Some(front), Some(house)) => {
             let token = rooms::token(&config, &resolver, &ledger).await?;
@@ -185,6 +190,7 @@ impl Running {
             lease: config.worker.lease.0,
             notice: rooms::notice(config),
             metrics,
+            resolution: rooms::resolution(config),
             ..WorkerConfig::default()
         };
         let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);

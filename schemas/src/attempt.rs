@@ -49,6 +49,8 @@ pub enum Outcome {
     Completed {
         /// A JSON object, at most a few KB, without secrets.
         output: Option<Box<RawValue>>,
+        /// The job that tells people that it is done after all, stored in the same transaction.
+        notice: Option<Box<NewJob>>,
     },
     /// Failed; to be tried again at that time. Counts as a failure.
     Retry {

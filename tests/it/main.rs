@@ -15,6 +15,7 @@ mod desk;
 mod doctor;
 mod forgetting;
 mod fuzz;
+mod heartbeat;
 mod interleavings;
 mod kills;
 mod ledgers;

@@ -1,7 +1,13 @@
 //! Notifications: what channels send, what a failed try means, and that a message is neither lost nor doubled.
 
+mod alarms;
 mod channels;
+mod conformance;
+mod grouping;
+mod house;
 mod jobs;
+mod routing;
+mod targets;
 
 use serde_json::{Value, json};
 use worker::channels::ChannelConfig;

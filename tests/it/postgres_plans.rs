@@ -208,6 +208,8 @@ async fn a_day(t: &TestLedger, day: u32) {
     });
     t.ledger.finish(&ends.collect::<Vec<_>>(), t.now()).await.unwrap();
     t.ledger.outputs(run.id).await.unwrap();
+    t.ledger.hold(attempts[1], &key("group"), t.now()).await.unwrap();
+    t.ledger.held(&key("group").scope, 100, t.now()).await.unwrap();
     while let Some(job) = t.claim(1).await.pop() {
         let outcome = if job.run.is_some() { discarded("no") } else { completed(None) };
         assert!(t.finish(job.id, outcome).await);

@@ -145,7 +145,13 @@ async fn what_another_has_rescued_is_not_given_back_by_the_one_who_lost_it() {
     let before = porter.ledger.calls("finish");
     porter.ledger.mend();
     eventually("it is tried", async || (porter.ledger.calls("finish") > before).then_some(())).await;
-    assert!(porter.queue.finish(Ended { attempt: other, outcome: Outcome::Completed { output: None } }).await.unwrap());
+    assert!(
+        porter
+            .queue
+            .finish(Ended { attempt: other, outcome: Outcome::Completed { output: None, notice: None } })
+            .await
+            .unwrap()
+    );
     let view = porter.wait(id, JobState::Completed).await;
     let outcomes: Vec<_> = view.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
     assert_eq!(outcomes, [Some("crashed"), Some("completed")]);

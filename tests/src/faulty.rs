@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::{
-    Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, Horizons, Intake,
-    JobFilter, Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Progress, Promoted, Receipt, Replay,
-    Rescued, StoredBody, Upkeep, Work,
+    Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey, Hold,
+    Horizons, Intake, JobFilter, Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Progress, Promoted,
+    Receipt, Replay, Rescued, StoredBody, Upkeep, Work,
 };
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
-use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
+use schemas::{
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -112,6 +114,10 @@ impl Work for FaultyLedger {
         now: Timestamp,
     ) -> Result<(), LedgerError> {
         self.pass("finish_step")?.finish_step(attempt, name, result, now).await
+    }
+
+    async fn hold(&self, attempt: AttemptId, key: &Key, now: Timestamp) -> Result<Hold, LedgerError> {
+        self.pass("hold")?.hold(attempt, key, now).await
     }
 
     async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
@@ -248,6 +254,10 @@ impl Books for FaultyLedger {
 
     async fn job(&self, id: JobId) -> Result<Option<JobView>, LedgerError> {
         self.pass("job")?.job(id).await
+    }
+
+    async fn held(&self, scope: &str, limit: u32, now: Timestamp) -> Result<Vec<HeldKey>, LedgerError> {
+        self.pass("held")?.held(scope, limit, now).await
     }
 
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError> {

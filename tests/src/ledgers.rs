@@ -250,7 +250,7 @@ pub fn new_job(kind: &str, args: &str, now: Timestamp) -> NewJob {
 /// A good end.
 pub fn completed(output: Option<Value>) -> Outcome {
     let output = output.map(|output| RawValue::from_string(output.to_string()).expect("JSON"));
-    Outcome::Completed { output }
+    Outcome::Completed { output, notice: None }
 }
 
 /// An end as a dead letter, without a notice.

@@ -10,6 +10,7 @@ pub mod faulty;
 pub mod fuzz;
 pub mod ledgers;
 pub mod load;
+pub mod mail;
 pub mod migration_world;
 pub mod otlp;
 pub mod pgbouncer;
@@ -21,6 +22,7 @@ pub mod rabbitmq;
 pub mod receiver;
 pub mod s3;
 pub mod sender;
+pub mod services;
 pub mod transitions;
 
 /// Whether the long forms of tests were asked for; the short ones print how much they did.

@@ -40,6 +40,8 @@ struct Kept {
     script: VecDeque<Reply>,
     requests: Vec<Received>,
     accepted: BTreeSet<String>,
+    taken: usize,
+    refused: Vec<(&'static str, u16)>,
 }
 
 /// How a request is answered.
@@ -64,6 +66,8 @@ pub enum Reply {
 pub struct Received {
     /// The path that it came to.
     pub path: String,
+    /// What stands behind the question mark.
+    pub query: String,
     /// Its headers.
     pub headers: HeaderMap,
     /// Its bytes.
@@ -106,9 +110,19 @@ impl Receiver {
         self.state.lock().script.extend(replies);
     }
 
+    /// Refuses whatever comes to a path, so.
+    pub fn refuse_at(&self, path: &'static str, status: u16) {
+        self.state.lock().refused.push((path, status));
+    }
+
     /// All requests that came, taken or not.
     pub fn requests(&self) -> Vec<Received> {
         self.state.lock().requests.clone()
+    }
+
+    /// How many requests it took, whether its answer came or not.
+    pub fn taken(&self) -> usize {
+        self.state.lock().taken
     }
 
     /// How many different messages it acted upon, known by their `webhook-id`.
@@ -148,7 +162,8 @@ async fn take(State(state): State<Arc<Shared>>, request: axum::extract::Request)
     let (parts, body) = request.into_parts();
     let raw = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let body = serde_json::from_slice(&raw).unwrap_or_default();
-    let received = Received { path: parts.uri.path().to_owned(), headers: parts.headers, raw, body };
+    let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().unwrap_or_default().to_owned());
+    let received = Received { path, query, headers: parts.headers, raw, body };
     let reply = note(&state, received);
     match reply {
         Reply::Taken => "ok".into_response(),
@@ -163,9 +178,12 @@ async fn take(State(state): State<Arc<Shared>>, request: axum::extract::Request)
 
 fn note(state: &Shared, received: Received) -> Reply {
     let mut kept = state.lock();
-    let reply = kept.script.pop_front().unwrap_or(Reply::Taken);
+    let refused = kept.refused.iter().find(|(path, _)| *path == received.path).map(|(_, status)| *status);
+    let scripted = || kept.script.pop_front().unwrap_or(Reply::Taken);
+    let reply = refused.map_or_else(scripted, |status| Reply::Refused(status, ""));
     if matches!(reply, Reply::Taken | Reply::Lost | Reply::Silence) {
         kept.accepted.insert(received.header("webhook-id").to_owned());
+        kept.taken += 1;
     }
     kept.requests.push(received);
     state.count.send_replace(kept.requests.len());

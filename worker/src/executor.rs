@@ -20,7 +20,9 @@ use tracing::{Instrument, Span, error, info, info_span, warn};
 use crate::context::Context;
 use crate::handler::{Failure, Output};
 use crate::heart::{Beating, Heart, Interrupt};
+use crate::jobs::notify::alarms_of;
 use crate::metrics::Metrics;
+use crate::notice::Resolution;
 use crate::registry::{Kind, Registry};
 use crate::world::World;
 
@@ -48,6 +50,7 @@ pub(crate) struct Executor {
     pub(crate) heart: Arc<Heart>,
     pub(crate) notice: Option<NoticeOfDiscard>,
     pub(crate) metrics: Metrics,
+    pub(crate) resolution: Option<Resolution>,
     /// Ended when attempts that still run are to be given back.
     pub(crate) give_up: CancellationToken,
     /// Read by every attempt, written by one that must run alone.
@@ -65,6 +68,7 @@ impl Executor {
             let outcome = self.attempt(&job, &mut beating).await;
             self.metrics.ended(&job.kind, &outcome, begun.elapsed());
             note(&outcome);
+            let outcome = self.with_resolution(&job, outcome, &beating).await;
             self.record(Ended { attempt: job.id, outcome }, &beating).await;
         }
         .instrument(span)
@@ -142,6 +146,39 @@ impl Executor {
         Outcome::Discarded { error, notice: notice.map(Box::new) }
     }
 
+    /// With a job that tells that this one is done after all, where people were told that it was given up. That costs
+    /// nothing where the first attempt did it.
+    async fn with_resolution(&self, job: &ClaimedJob, outcome: Outcome, beating: &Beating) -> Outcome {
+        let (Some(resolution), Outcome::Completed { output, .. }) = (&self.resolution, &outcome) else {
+            return outcome;
+        };
+        if job.id.number < 2 {
+            return outcome;
+        }
+        let last = Instant::now() + PATIENCE_FOR_THE_LEDGER;
+        let mut pauses = Pauses::endless(Duration::from_millis(50), Duration::from_secs(2));
+        let scope = alarms_of(job.id.job);
+        loop {
+            let now = self.queue.clock().now();
+            match self.queue.ledger().held(&scope, 1, now).await {
+                Ok(alarms) if alarms.is_empty() => return outcome,
+                Ok(_) => {
+                    let notice = resolution(job.id.job, &job.kind, now).map(Box::new);
+                    return Outcome::Completed { output: output.clone(), notice };
+                }
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "whether this was told as given up cannot be read");
+                    tokio::time::sleep(pauses.next_pause().unwrap_or(Duration::from_secs(2))).await;
+                }
+            }
+            let last = if self.give_up.is_cancelled() { beating.lease_ends() } else { last };
+            if Instant::now() >= last {
+                error!("if people were told that this job was given up, they are not told that it is done");
+                return outcome;
+            }
+        }
+    }
+
     /// Records the outcome, again and again. The end of the lease does not end that: while the ledger is away nobody can
     /// take the job, and as soon as somebody has, this is refused. A worker that stops does not wait for so long.
     async fn record(&self, ended: Ended, beating: &Beating) {
@@ -208,13 +245,13 @@ fn note(outcome: &Outcome) {
 
 fn completed(output: &Output) -> Result<Outcome, Failure> {
     if *output == Value::Null {
-        return Ok(Outcome::Completed { output: None });
+        return Ok(Outcome::Completed { output: None, notice: None });
     }
     let text = to_raw_value(output).map_err(Failure::discard)?;
     if text.get().len() > LARGEST_OUTPUT {
         return Err(Failure::discard(anyhow::anyhow!("its output of {} bytes is too large", text.get().len())));
     }
-    Ok(Outcome::Completed { output: Some(text) })
+    Ok(Outcome::Completed { output: Some(text), notice: None })
 }
 
 fn later(executor: &Executor, wait: Duration) -> schemas::Timestamp {

@@ -11,6 +11,7 @@ pub mod examination;
 mod executor;
 pub mod handler;
 mod heart;
+pub mod heartbeat;
 pub mod jobs;
 mod metrics;
 pub mod migrations;

@@ -1,5 +1,6 @@
 //! Who is told about discarded jobs and missed times of schedules: a `notify` job to one channel, stored in the
-//! transaction that discards the job or records the times.
+//! transaction that discards the job or records the times. And who is told when such a job is done after all: the same,
+//! stored in the transaction that completes it.
 
 use std::sync::Arc;
 
@@ -11,13 +12,17 @@ use tracing::error;
 use crate::channels::Severity;
 use crate::channels::message::cut;
 use crate::handler::Handler;
-use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, Template, notifying};
+use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, OF_A_FAILED_MESSAGE, Template, notifying};
 
 /// Longer errors are cut: the whole one stands in the ledger.
 const LONGEST_ERROR: usize = 4_000;
 
+/// Two errors that begin alike for so long are taken for the same.
+const LONGEST_LIKENESS: usize = 200;
+
 /// Tells the given channel about every discarded job. A message to that channel that is itself discarded is not told
-/// about there: it would never end. It stays in the ledger as discarded, and in the log.
+/// about there, and one that tells of a failed message not at all: it would never end. It stays in the ledger as discarded,
+/// and in the log.
 pub fn on_discard(channel: &str, catalog: Catalog) -> NoticeOfDiscard {
     let channel = channel.to_owned();
     Arc::new(move |job, kind, error, now| {
@@ -49,6 +54,19 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
     })
 }
 
+/// Makes the job that tells people that a job which was given up is done after all: its id, its kind.
+pub type Resolution = Arc<dyn Fn(JobId, &str, Timestamp) -> Option<NewJob> + Send + Sync>;
+
+/// Ends the alarms about discarded jobs that complete when they are retried.
+pub fn on_completion(channel: &str, catalog: Catalog) -> Resolution {
+    let channel = channel.to_owned();
+    Arc::new(move |job, kind, now| {
+        made(&Notify::done_after_all(&channel, job, kind), &catalog, now)
+            .inspect_err(|problem| error!(job.id = %job, %problem, "nobody is told that this job is done after all"))
+            .ok()
+    })
+}
+
 fn words(missed: &MissedTimes) -> String {
     let MissedTimes { schedule, first, last, times, reason } = missed;
     let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
@@ -60,7 +78,11 @@ fn words(missed: &MissedTimes) -> String {
 /// Whether a message failed at another channel. Each failure of the handler names its channel first; one that names
 /// none (a crash, a panic) may be of this channel, and is taken for it.
 fn failed_at_another(channel: &str, error: &str) -> bool {
-    error.starts_with(NOTIFYING) && !error.starts_with(&notifying(channel))
+    let of_a_failed_message = || {
+        let behind_the_name = error[NOTIFYING.len()..].split('`').nth(2);
+        behind_the_name.is_some_and(|rest| rest.starts_with(OF_A_FAILED_MESSAGE))
+    };
+    error.starts_with(NOTIFYING) && !error.starts_with(&notifying(channel)) && !of_a_failed_message()
 }
 
 fn notice(
@@ -72,10 +94,36 @@ fn notice(
     now: Timestamp,
 ) -> Result<NewJob, Problem> {
     let about = DiscardedJob { job, kind: kind.to_owned(), error: cut(error, LONGEST_ERROR) };
-    let args =
-        Notify { channel: channel.to_owned(), template: Template::Discarded, about: Some(about), ..Notify::default() };
-    let args = to_value(&args).map_err(|error| Problem::new(error.to_string()))?;
+    let notify = Notify {
+        channel: channel.to_owned(),
+        template: Template::Discarded,
+        about: Some(about),
+        group: Some(format!("discarded {kind}: {}", likeness(error))),
+        ..Notify::default()
+    };
+    made(&notify, catalog, now)
+}
+
+fn made(notify: &Notify, catalog: &Catalog, now: Timestamp) -> Result<NewJob, Problem> {
+    let args = to_value(notify).map_err(|error| Problem::new(error.to_string()))?;
     catalog.job(Notify::KIND, &args, now)
+}
+
+/// What errors have in common that differ in names and numbers: the first line's beginning, each word with a digit in it
+/// left out.
+fn likeness(error: &str) -> String {
+    let line = error.lines().next().unwrap_or_default();
+    let is_part = |character: char| character.is_alphanumeric() || "-_.:/".contains(character);
+    let mut likeness = String::new();
+    let mut rest = line;
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|character| is_part(character) != is_part(first)).unwrap_or(rest.len());
+        let (word, behind) = rest.split_at(end);
+        let has_digit = word.bytes().any(|byte| byte.is_ascii_digit());
+        likeness.push_str(if has_digit { "#" } else { word });
+        rest = behind;
+    }
+    cut(&likeness, LONGEST_LIKENESS)
 }
 
 #[cfg(test)]
@@ -108,10 +156,24 @@ mod tests {
     }
 
     #[test]
+    fn errors_that_differ_in_names_and_numbers_alone_are_of_one_group() {
+        let group = |kind, error| told(kind, error).unwrap()["group"].clone();
+        let one =
+            group("backup", "the job 0199-aa of 12 MB failed at db1.internal:5432 (given up after 5 failures)\nx");
+        let two =
+            group("backup", "the job 0198-bb of 9 MB failed at db2.internal:5433 (given up after 12 failures)\ny");
+        assert_eq!(one, two);
+        assert_ne!(one, group("restore", "the job 0199-aa of 12 MB failed at db1.internal:5432"));
+        assert_ne!(one, group("backup", "the bucket is gone"));
+        assert!(group("backup", &"é1 ".repeat(9_000)).as_str().unwrap().len() < 300);
+    }
+
+    #[test]
     fn a_message_that_failed_at_the_same_channel_makes_none_and_at_another_one_it_does() {
         assert!(told("notify", "notifying the channel `oncall`: it answered 404").is_none());
         assert!(told("notify", "notifying the channel `deploys`: it answered 404").is_some());
         assert!(told("notify", "its process crashed").is_none());
+        assert!(told("notify", "notifying the channel `deploys` of a failed message: it answered 404").is_none());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::consumer::Consumer;
 use crate::executor::Executor;
 use crate::heart::Heart;
 use crate::metrics::Metrics;
+use crate::notice::Resolution;
 use crate::registry::Registry;
 use crate::world::World;
 
@@ -36,6 +37,8 @@ pub struct WorkerConfig {
     pub notice: Option<NoticeOfDiscard>,
     /// What it counts.
     pub metrics: Metrics,
+    /// Who is told that one is done after all.
+    pub resolution: Option<Resolution>,
 }
 
 impl Default for WorkerConfig {
@@ -48,6 +51,7 @@ impl Default for WorkerConfig {
             grace: Duration::from_secs(20),
             notice: None,
             metrics: Metrics::default(),
+            resolution: None,
         }
     }
 }
@@ -78,6 +82,7 @@ impl Worker {
             heart: Arc::clone(&heart),
             notice: self.config.notice.clone(),
             metrics: self.config.metrics.clone(),
+            resolution: self.config.resolution.clone(),
             give_up: CancellationToken::new(),
             company: RwLock::default(),
         });

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::Names;
+use schemas::{Catalog, LimitConfig, Names};
 use secrets::Resolver;
 
-use crate::channels::{Channel, ChannelConfig};
+use crate::channels::{Channel, ChannelConfig, Route};
 use crate::databases::{Database, DatabaseConfig};
 use crate::handler::Failure;
 use crate::stores::{Store, StoreConfig};
@@ -20,6 +20,7 @@ pub struct WorldConfig {
     pub stores: BTreeMap<String, StoreConfig>,
     pub channels: BTreeMap<String, ChannelConfig>,
     pub connections: Connections,
+    pub limits: BTreeMap<String, LimitConfig>,
 }
 
 /// Accounts at services that jobs call.
@@ -41,6 +42,7 @@ pub struct GithubConnection {
 /// Opens what is configured. Secrets are resolved anew for each attempt, through the resolver's short cache.
 pub struct World {
     config: WorldConfig,
+    catalog: Catalog,
     secrets: Arc<Resolver>,
     http: reqwest::Client,
 }
@@ -48,7 +50,13 @@ pub struct World {
 impl World {
     /// A world of the given configuration. Every HTTP call of a job goes through `http`.
     pub fn new(config: WorldConfig, secrets: Arc<Resolver>, http: reqwest::Client) -> Self {
-        Self { config, secrets, http }
+        let catalog = crate::jobs::registry().catalog(config.names()).with_limits(config.limits.clone());
+        Self { config, catalog, secrets, http }
+    }
+
+    /// The job kinds, for handlers that make jobs.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// The database of that name.
@@ -72,6 +80,11 @@ impl World {
     pub async fn channel(&self, name: &str) -> Result<Box<dyn Channel>, Failure> {
         let config = self.config.channels.get(name).ok_or_else(|| unknown("channel", name))?;
         crate::channels::open(name, config, &self.secrets, &self.http).await
+    }
+
+    /// Whom the channel of that name tells, where it is a router.
+    pub fn route(&self, name: &str) -> Option<&Route> {
+        self.config.channels.get(name)?.route.as_ref()
     }
 
     /// The GitHub connection, if one is configured.

@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 9] = [
+const PLACES: [&[&str]; 14] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -16,7 +16,12 @@ const PLACES: [&[&str]; 9] = [
     &["databases", "*", "url"],
     &["stores", "*", "credentials"],
     &["channels", "*", "slack"],
+    &["channels", "*", "discord"],
+    &["channels", "*", "pagerduty", "routing_key"],
+    &["channels", "*", "mail", "login", "password"],
+    &["channels", "*", "resend", "key"],
     &["channels", "*", "webhook", "secret"],
+    &["heartbeat", "url"],
 ];
 
 /// A warning for each literal secret.

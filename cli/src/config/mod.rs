@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use producer::{Routes, Sources, Startable};
 use schemas::Schedule;
 use worker::WorldConfig;
+use worker::heartbeat::HeartbeatConfig;
 
 pub(crate) use finding::Finding;
 pub(crate) use sections::{
@@ -33,6 +34,7 @@ pub(crate) struct Config {
     pub(crate) vault: Option<VaultAddress>,
     pub(crate) worker: WorkerSection,
     pub(crate) telemetry: TelemetrySection,
+    pub(crate) heartbeat: Option<HeartbeatConfig>,
     pub(crate) world: WorldConfig,
     pub(crate) sources: Sources,
     pub(crate) startable: Startable,

@@ -10,7 +10,8 @@ use schemas::{Names, Problem, Runbook, Schedule};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
-use worker::channels::ChannelConfig;
+use worker::channels::{ChannelConfig, route};
+use worker::heartbeat::HeartbeatConfig;
 use worker::world::{Connections, GithubConnection};
 
 use super::document::Document;
@@ -36,6 +37,7 @@ const TABLES: [&str; 16] = [
     "schedules",
     "worker",
     "telemetry",
+    "heartbeat",
 ];
 
 /// How much of the digest is kept with each event: enough to tell configurations apart.
@@ -78,14 +80,16 @@ impl Reader<'_> {
         let vault = self.part::<VaultSection>(&["vault"]);
         let worker = self.section("worker");
         let telemetry = self.section("telemetry");
+        let heartbeat = self.heartbeat();
         let world = WorldConfig {
             databases: self.named("databases"),
             stores: self.named("stores"),
             channels: self.channels(),
             connections: Connections { github: self.github() },
+            limits: self.named("limits"),
         };
         let registry = worker::jobs::registry();
-        let catalog = Arc::new(registry.catalog(self.names()).with_limits(self.named("limits")));
+        let catalog = Arc::new(registry.catalog(self.names()).with_limits(world.limits.clone()));
         catalog.check_limits().into_iter().for_each(|problem| self.problem(problem));
         let runbooks = self.runbooks(&catalog);
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
@@ -105,6 +109,7 @@ impl Reader<'_> {
             vault: vault.map(|section| section.url),
             worker: worker?,
             telemetry: telemetry?,
+            heartbeat,
             world,
             sources,
             startable,
@@ -151,7 +156,18 @@ impl Reader<'_> {
                 self.problem(problem.within(name).within("channels"));
             }
         }
+        for problem in route::problems(&channels, &self.names().channels) {
+            self.problem(problem);
+        }
         channels
+    }
+
+    fn heartbeat(&mut self) -> Option<HeartbeatConfig> {
+        let heartbeat: HeartbeatConfig = self.part(&["heartbeat"])?;
+        for problem in heartbeat.problems() {
+            self.problem(problem.within("heartbeat"));
+        }
+        Some(heartbeat)
     }
 
     fn github(&mut self) -> Option<GithubConnection> {

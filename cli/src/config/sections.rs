@@ -338,6 +338,12 @@ mod tests {
             ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
             ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),
             ("[channels.NAME]", keys::<worker::channels::ChannelConfig>()),
+            ("[channels.NAME.pagerduty]", keys::<worker::channels::PagerdutyConfig>()),
+            ("[channels.NAME.mail]", keys::<worker::channels::MailConfig>()),
+            ("[channels.NAME.mail.login]", keys::<worker::channels::MailLogin>()),
+            ("[channels.NAME.resend]", keys::<worker::channels::ResendConfig>()),
+            ("[channels.NAME.webhook]", keys::<worker::channels::WebhookConfig>()),
+            ("[channels.NAME.route]", keys::<worker::channels::Route>()),
             ("[limits.KEY]", keys::<schemas::LimitConfig>()),
             ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
             ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),
@@ -347,6 +353,7 @@ mod tests {
             ("[schedules.NAME]", keys::<producer::ScheduleConfig>()),
             ("[worker]", keys::<WorkerSection>()),
             ("[telemetry]", keys::<TelemetrySection>()),
+            ("[heartbeat]", keys::<worker::heartbeat::HeartbeatConfig>()),
         ];
         for (heading, keys) in parts {
             let rows = part(&page, heading).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());

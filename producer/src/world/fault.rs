@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::*;
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
-use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
+use schemas::{
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -135,6 +137,9 @@ impl Work for Faulty {
     ) -> Result<(), LedgerError> {
         self.ledger.finish_step(attempt, name, result, now).await
     }
+    async fn hold(&self, attempt: AttemptId, key: &Key, now: Timestamp) -> Result<Hold, LedgerError> {
+        self.ledger.hold(attempt, key, now).await
+    }
     async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError> {
         self.ledger.finish(ended, now).await
     }
@@ -224,6 +229,9 @@ impl Books for Faulty {
     }
     async fn job(&self, id: JobId) -> Result<Option<JobView>, LedgerError> {
         self.ledger.job(id).await
+    }
+    async fn held(&self, scope: &str, limit: u32, now: Timestamp) -> Result<Vec<HeldKey>, LedgerError> {
+        self.ledger.held(scope, limit, now).await
     }
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError> {
         self.ledger.jobs(filter).await

@@ -128,6 +128,34 @@ impl<Id: Copy> Enqueued<Id> {
     }
 }
 
+/// Whose a key is that a running job asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The job's own.
+    Mine,
+    /// Another job's. That this one stands behind it was written in the same transaction: [`behind`].
+    Behind(JobId),
+}
+
+/// The scope of the keys by which it is known who stands behind a job: each is the id of one of them.
+pub fn behind(owner: JobId) -> String {
+    format!("behind {owner}")
+}
+
+/// How long it is known who stood behind a job.
+pub const BEHIND_MEMORY: Duration = Duration::from_hours(24 * 30);
+
+/// A key that is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldKey {
+    /// Its name in its scope.
+    pub key: String,
+    /// The job that holds it.
+    pub owner: JobId,
+    /// Whether that job has not ended.
+    pub under_way: bool,
+}
+
 /// What a worker asks for.
 #[derive(Clone, Debug)]
 pub struct Claim {

@@ -20,7 +20,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
-use schemas::{AttemptId, ClaimedJob, EventId, JobId, JobState, NewJob, NewRun, Role, RunId, StepState, Timestamp};
+use schemas::{
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -84,6 +86,10 @@ pub trait Work: Send + Sync {
         result: Option<&RawValue>,
         now: Timestamp,
     ) -> Result<(), LedgerError>;
+
+    /// Takes a key for a running job, beside its own. Where another job holds it, that is written down in the same
+    /// transaction, so that who holds a key knows exactly who else asked for it.
+    async fn hold(&self, attempt: AttemptId, key: &Key, now: Timestamp) -> Result<Hold, LedgerError>;
 
     /// Records how attempts ended, and lets in or skips what waited for them in their runs.
     async fn finish(&self, ended: &[Ended], now: Timestamp) -> Result<Finished, LedgerError>;
@@ -199,6 +205,8 @@ pub trait Books: Send + Sync {
     async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError>;
     /// One job, with its attempts and steps.
     async fn job(&self, id: JobId) -> Result<Option<JobView>, LedgerError>;
+    /// The keys of a scope that are held, by name, at most `limit`.
+    async fn held(&self, scope: &str, limit: u32, now: Timestamp) -> Result<Vec<HeldKey>, LedgerError>;
     /// Jobs, without their attempts and steps.
     async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobView>, LedgerError>;
     /// One run, with its jobs.

@@ -23,7 +23,8 @@ async fn opened_with(channel: Value, http: &reqwest::Client) -> Box<dyn Channel>
 }
 
 fn message() -> Message {
-    Message { title: "deploy failed".into(), text: "<!channel> see above".into(), severity: Severity::Warning }
+    let (title, text) = ("deploy failed".into(), "<!channel> see above".into());
+    Message { title, text, severity: Severity::Warning, alarm: None }
 }
 
 fn posting() -> Posting {

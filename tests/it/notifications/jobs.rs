@@ -1,117 +1,21 @@
 //! `notify` run by a worker, over a ledger in a file. The clock is moved by hand.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use queue::bell::Bells;
-use queue::ledger::{Claim, JobFilter, Operator};
-use queue::{LedgerClock, Queue, QueueConfig};
+use queue::ledger::{Claim, Operator};
 use schemas::api::JobView;
 use schemas::runbook::{RunbookConfig, Start};
-use schemas::{Catalog, JobId, JobState, Runbook, StepState, Timestamp, TraceContext, WorkerId};
-use secrets::Resolver;
+use schemas::{JobId, JobState, Runbook, StepState, Timestamp, TraceContext, WorkerId};
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tests::ledgers::ada;
 use tests::receiver::{Receiver, Reply};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use worker::{Worker, WorkerConfig, World, WorldConfig};
 
-use super::{SECRET, config, slack, webhook};
-
-/// Only a test that fails waits so long.
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// A worker at its queue, and a receiver for its messages.
-struct House {
-    queue: Queue,
-    catalog: Catalog,
-    receiver: Receiver,
-    _working: AbortOnDropHandle<()>,
-    _folder: TempDir,
-}
-
-impl House {
-    /// A house with the channels `ops`, of the given kind, and `oncall`, a signed webhook, told about discarded jobs.
-    async fn with(ops: impl Fn(&str) -> Value) -> Self {
-        let receiver = Receiver::start().await;
-        let channels = channels(ops(&receiver.url), &receiver.url);
-        let folder = tempfile::tempdir().unwrap();
-        let queue = open(folder.path()).await;
-        let working = AbortOnDropHandle::new(tokio::spawn(work(queue.clone(), channels.clone())));
-        Self { queue, catalog: catalog(&channels), receiver, _working: working, _folder: folder }
-    }
-
-    async fn enqueue(&self, kind: &str, args: Value) -> JobId {
-        let job = self.catalog.job(kind, &args, self.queue.clock().now()).unwrap();
-        self.queue.enqueue(job).await.unwrap().id()
-    }
-
-    async fn notify_ops(&self) -> JobId {
-        self.enqueue("notify", json!({"channel": "ops", "text": "hello"})).await
-    }
-
-    /// Lets time pass, and makes available what is due then.
-    async fn pass(&self, time: Duration) {
-        self.queue.clock().advance(time);
-        let promoted = self.queue.ledger().promote(500, self.queue.clock().now()).await.unwrap();
-        self.queue.ring(promoted.bells);
-    }
-
-    /// What the n-th request said, as people read it.
-    fn said(&self, index: usize) -> String {
-        self.receiver.requests()[index].body["text"].as_str().unwrap_or_default().to_owned()
-    }
-
-    async fn jobs(&self) -> Vec<JobView> {
-        self.queue.ledger().jobs(&JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap()
-    }
-}
-
-fn channels(ops: Value, receiver: &str) -> WorldConfig {
-    let oncall = json!({"webhook": {"url": format!("{receiver}/oncall"), "secret": SECRET}});
-    let channels = [("ops".to_owned(), config(ops)), ("oncall".to_owned(), config(oncall))];
-    WorldConfig { channels: channels.into(), ..WorldConfig::default() }
-}
-
-fn catalog(world: &WorldConfig) -> Catalog {
-    worker::jobs::registry().catalog(world.names())
-}
-
-async fn open(folder: &Path) -> Queue {
-    let url = format!("sqlite:{}", folder.join("ledger.db").display());
-    let queue = Queue::open(&QueueConfig::new(url, "in-process")).await.unwrap();
-    let clock = LedgerClock::by_hand(queue.clock().now());
-    Queue::with_parts(Arc::clone(queue.ledger()), Arc::clone(queue.broker()), clock)
-}
-
-async fn work(queue: Queue, channels: WorldConfig) {
-    let registry = Arc::new(worker::jobs::registry());
-    let notice = worker::notice::on_discard("oncall", catalog(&channels));
-    let world = Arc::new(World::new(channels, Arc::new(Resolver::default()), worker::world::http_client()));
-    let config = WorkerConfig { notice: Some(notice), ..WorkerConfig::default() };
-    Worker::new(queue, registry, world, config).run(CancellationToken::new()).await;
-}
-
-/// The job, once it is in that state.
-async fn once(queue: &Queue, job: JobId, state: JobState) -> JobView {
-    let mut found = None;
-    let look = async {
-        loop {
-            found = queue.ledger().job(job).await.unwrap();
-            match &found {
-                Some(job) if job.state == state => return,
-                _ => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    };
-    let waited = tokio::time::timeout(PATIENCE, look).await;
-    assert!(waited.is_ok(), "the job never was {}: {found:#?}", state.as_str());
-    found.unwrap()
-}
+use super::house::{House, PATIENCE, catalog, channels, once, open, work};
+use super::{slack, webhook};
 
 fn report(receiver: &str) -> Value {
     let mut channel = slack(receiver);
@@ -119,7 +23,7 @@ fn report(receiver: &str) -> Value {
     channel
 }
 
-fn operator() -> Operator {
+pub(super) fn operator() -> Operator {
     Operator { actor: "a test".into(), reason: "it was missing".into() }
 }
 
@@ -127,8 +31,9 @@ fn operator() -> Operator {
 async fn a_message_is_delivered_and_says_so_in_its_output() {
     let house = House::with(slack).await;
     let job = once(&house.queue, house.notify_ops().await, JobState::Completed).await;
-    let output = json!({"channel": "ops", "delivered": true, "tries": 1, "possibly_repeated": false});
-    assert_eq!(job.output, Some(output));
+    let output = job.output.unwrap();
+    assert_eq!((&output["channel"], &output["delivered"]), (&json!("ops"), &json!(true)));
+    assert_eq!((&output["tries"], &output["possibly_repeated"]), (&json!(1), &json!(false)));
     assert_eq!(house.said(0), "Nightporter\nhello");
 }
 
@@ -305,16 +210,16 @@ async fn killed_after_the_message_was_noted_as_delivered_it_is_not_sent_again() 
 #[tokio::test]
 async fn a_discarded_job_makes_exactly_one_notice() {
     let house = House::with(slack).await;
-    let mut job = house.catalog.job("noop", &json!({}), house.queue.clock().now()).unwrap();
-    job.args = to_raw_value(&json!({"steps": "many"})).unwrap();
-    let id = house.queue.enqueue(job).await.unwrap().id();
+    let id = house.hopeless("many").await;
     house.receiver.requested(1).await;
-    let notice = house.jobs().await.into_iter().find(|job| job.kind == "notify").unwrap();
-    once(&house.queue, notice.id, JobState::Completed).await;
+    house.pass(Duration::from_hours(1)).await;
+    let jobs = house.at_rest().await;
     let told = house.receiver.requests()[0].body["data"].clone();
     assert_eq!(told["title"], "noop job discarded");
     assert!(told["text"].as_str().unwrap().contains(&format!("nightporter jobs retry {id}")), "{told}");
-    assert_eq!((house.jobs().await.len(), house.receiver.requests().len()), (2, 1));
+    let notices: Vec<&JobView> = jobs.iter().filter(|job| job.kind == "notify").collect();
+    assert!(notices.iter().all(|job| job.state == JobState::Completed), "{notices:#?}");
+    assert_eq!((notices.len(), house.receiver.requests().len()), (2, 1), "the notice, and the message that it made");
 }
 
 #[tokio::test]
@@ -324,10 +229,12 @@ async fn a_message_that_fails_for_good_is_told_elsewhere_and_the_notices_own_fai
     let id = house.notify_ops().await;
     once(&house.queue, id, JobState::Discarded).await;
     house.receiver.requested(2).await;
-    let notice = house.jobs().await.into_iter().find(|job| job.id != id).unwrap();
-    let notice = once(&house.queue, notice.id, JobState::Discarded).await;
-    assert!(notice.reason.unwrap().contains("the endpoint is gone for good"));
-    assert_eq!(house.jobs().await.len(), 2, "the message and one notice, which is all");
+    house.pass(Duration::from_hours(1)).await;
+    let jobs = house.at_rest().await;
+    let failed: Vec<&JobView> = jobs.iter().filter(|job| job.state == JobState::Discarded).collect();
+    assert_eq!(failed.len(), 2, "the message, and the one that tells of it: {failed:#?}");
+    assert!(failed.iter().any(|job| job.reason.as_ref().unwrap().contains("the endpoint is gone for good")));
+    assert_eq!(jobs.len(), 3, "and the notice, which is all");
     assert_eq!(house.receiver.requests().len(), 2);
 }
 

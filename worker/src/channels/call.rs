@@ -7,17 +7,18 @@ use chrono::DateTime;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response};
 use schemas::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
 use tracing::{Instrument, Span, field, info_span};
 use url::Url;
 
-use super::verdict::{Answer, Fate, Line, NotSent, judge};
+use super::verdict::{Answer, Fate, NotSent, Said, Table, judge};
 use crate::handler::Failure;
 
 /// A call that is not answered in whole within this is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Of an answer's body only so much is read: the words that tables know are short.
-const LONGEST_ANSWER: usize = 1024;
+/// Of an answer's body only so much is read: Discord shows the whole message again, the others say a word.
+const LONGEST_ANSWER: usize = 32 * 1024;
 
 /// Nobody may put a message off for longer; the job's own policy gives it up in the end.
 const LONGEST_WAIT: Duration = Duration::from_hours(24);
@@ -28,7 +29,7 @@ pub(super) struct Call<'a> {
     pub(super) url: &'a Url,
     pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
-    pub(super) table: &'static [Line],
+    pub(super) table: Table,
     /// Whether the target may know our trace.
     pub(super) traced: bool,
 }
@@ -45,21 +46,35 @@ impl Call<'_> {
             let mut response = request.send().await?;
             let status = response.status().as_u16();
             Span::current().record("http.response.status_code", status);
-            let retry_after = wait_asked_for(response.headers(), wall);
-            let body = beginning_of(&mut response).await;
-            Ok::<_, reqwest::Error>((status, retry_after, body))
+            let asked = wait_asked_for(response.headers(), wall);
+            let said = (table.read)(&beginning_of(&mut response).await);
+            Ok::<_, reqwest::Error>((status, asked, said))
         }
         .instrument(span.clone())
         .await;
         match answered {
-            Ok((status, retry_after, body)) => judge(table, &Answer { status, body: &body, retry_after })
-                .inspect_err(|_| mark_failed(&span, &status.to_string())),
+            Ok((status, asked, Said { word, retry_after })) => {
+                let retry_after = retry_after.map(|wait| wait.min(LONGEST_WAIT)).or(asked);
+                judge(table.lines, &Answer { status, word: &word, retry_after })
+                    .inspect_err(|_| mark_failed(&span, &status.to_string()))
+            }
             Err(error) => {
                 mark_failed(&span, if error.is_timeout() { "timeout" } else { "connection" });
                 Err(not_answered(error))
             }
         }
     }
+}
+
+/// An address that is a secret itself: whoever has it can post.
+pub(super) fn secret_url(target: &str, name: &str, url: &SecretString) -> Result<Url, Failure> {
+    // The parser's error is left out: what it is about is the secret.
+    let url = Url::parse(url.expose_secret().trim()).ok().filter(|url| matches!(url.scheme(), "https" | "http"));
+    url.ok_or_else(|| {
+        Failure::Discard(anyhow!(
+            "the {target} URL of the channel `{name}` is not an `https://` address; correct the secret and retry the job"
+        ))
+    })
 }
 
 fn mark_failed(span: &Span, error: &str) {

@@ -1,10 +1,16 @@
 //! Channels: where notifications go. A new one is a file here, a field of [`ChannelConfig`], an arm in [`open`], and its
-//! table in [`verdict`].
+//! table in [`tables`].
 
 mod call;
 mod config;
+mod discord;
+mod mail;
 pub(crate) mod message;
+mod pagerduty;
+mod resend;
+pub mod route;
 mod slack;
+pub mod tables;
 pub mod verdict;
 mod webhook;
 
@@ -15,8 +21,11 @@ use secrets::{Resolver, SecretText};
 
 use crate::handler::Failure;
 
-pub use config::{ChannelConfig, OnUnknown, WebhookConfig};
-pub use message::{Message, Severity};
+pub use config::{
+    ChannelConfig, MailAddress, MailConfig, MailLogin, MailTls, OnUnknown, PagerdutyConfig, ResendConfig, WebhookConfig,
+};
+pub use message::{Action, Alarm, Message, Severity};
+pub use route::Route;
 pub use verdict::{Fate, NotSent};
 
 use config::Target;
@@ -68,6 +77,31 @@ pub async fn open(
         Target::Slack(url) => {
             let url = resolve(name, url, secrets).await?;
             Ok(Box::new(slack::Slack::new(name, &url, config.on_unknown, http.clone())?))
+        }
+        Target::Discord(url) => {
+            let url = resolve(name, url, secrets).await?;
+            Ok(Box::new(discord::Discord::new(name, &url, config.on_unknown, http.clone())?))
+        }
+        Target::Pagerduty(pagerduty) => {
+            let key = resolve(name, &pagerduty.routing_key, secrets).await?;
+            Ok(Box::new(pagerduty::Pagerduty::new(name, &pagerduty.url, &key, http.clone())?))
+        }
+        Target::Mail(mail) => {
+            let password = match &mail.login {
+                Some(login) => Some(resolve(name, &login.password, secrets).await?),
+                None => None,
+            };
+            Ok(Box::new(mail::Mail::new(mail, password.as_ref(), config.on_unknown)))
+        }
+        Target::Resend(resend) => {
+            let key = resolve(name, &resend.key, secrets).await?;
+            Ok(Box::new(resend::Resend::new(name, resend, &key, http.clone())?))
+        }
+        Target::Route => {
+            let advice = "the message goes to the channels that it names";
+            Err(Failure::Discard(anyhow::anyhow!(
+                "the channel `{name}` is a router, which sends nothing itself: {advice}"
+            )))
         }
         Target::Webhook(webhook) => {
             let secret = resolve(name, &webhook.secret, secrets).await?;

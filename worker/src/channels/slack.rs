@@ -7,13 +7,13 @@ use async_trait::async_trait;
 use reqwest::Client;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use schemas::Timestamp;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::call::Call;
+use super::call::{Call, secret_url};
 use super::message::cut;
-use super::{Channel, Message, NotSent, OnUnknown, Posting, Repeats, verdict};
+use super::{Channel, Message, NotSent, OnUnknown, Posting, Repeats, tables};
 use crate::handler::Failure;
 
 /// Slack's bound of the text of one section block.
@@ -31,13 +31,7 @@ pub(super) struct Slack {
 
 impl Slack {
     pub(super) fn new(name: &str, url: &SecretString, on_unknown: OnUnknown, http: Client) -> Result<Self, Failure> {
-        // The parser's error is left out: what it is about is the secret.
-        let url = Url::parse(url.expose_secret().trim()).ok().filter(|url| matches!(url.scheme(), "https" | "http"));
-        let url = url.ok_or_else(|| {
-            Failure::Discard(anyhow::anyhow!(
-                "the Slack URL of the channel `{name}` is not an `https://` address; correct the secret and retry the job"
-            ))
-        })?;
+        let url = secret_url("Slack", name, url)?;
         Ok(Self { url, on_unknown, http })
     }
 }
@@ -45,23 +39,20 @@ impl Slack {
 #[async_trait]
 impl Channel for Slack {
     fn repeats(&self) -> Repeats {
-        match self.on_unknown {
-            OnUnknown::Repeat => Repeats::Mark,
-            OnUnknown::Report => Repeats::Report,
-        }
+        self.on_unknown.into()
     }
 
     async fn send(&self, message: &Message, posting: &Posting, wall: Timestamp) -> Result<(), NotSent> {
         let body = payload(message, posting.may_repeat).to_string().into_bytes();
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-        let table = verdict::SLACK;
+        let table = tables::SLACK;
         Call { http: &self.http, url: &self.url, headers, body, table, traced: false }.send(wall).await
     }
 }
 
 /// The JSON that Slack reads. The sections are `verbatim`, so that nothing in a text becomes a mention.
 fn payload(message: &Message, may_repeat: bool) -> Value {
-    let title = escape(&cut(&message.headline(may_repeat).replace('\n', " "), LONGEST_TITLE));
+    let title = escape(&cut(&message.headline(may_repeat), LONGEST_TITLE));
     let texts = blocks_of(&message.text);
     let preview = std::iter::once(title.as_str()).chain(texts.iter().map(String::as_str)).collect::<Vec<_>>();
     let sections = std::iter::once(format!("*{title}*"))
@@ -136,7 +127,7 @@ mod tests {
     use super::*;
 
     fn message(title: &str, text: &str) -> Message {
-        Message { title: title.into(), text: text.into(), severity: Severity::Info }
+        Message { title: title.into(), text: text.into(), severity: Severity::Info, alarm: None }
     }
 
     fn texts(payload: &Value) -> Vec<&str> {

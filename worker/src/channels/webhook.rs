@@ -17,7 +17,7 @@ use url::Url;
 
 use super::call::Call;
 use super::message::cut;
-use super::{Channel, Message, NotSent, Posting, Repeats, verdict};
+use super::{Channel, Message, NotSent, Posting, Repeats, tables};
 use crate::handler::{Failure, OrFail};
 
 /// The specification advises bodies below 20 KB.
@@ -68,9 +68,8 @@ impl Channel for Webhook {
     async fn send(&self, message: &Message, posting: &Posting, wall: Timestamp) -> Result<(), NotSent> {
         let id = format!("msg_{}", posting.job.0.simple());
         let body = body_of(&self.name, message, posting);
-        let headers =
-            self.headers(&id, &body, wall).map_err(|failure| NotSent { fate: verdict::Fate::NotDelivered, failure })?;
-        let table = verdict::STANDARD_WEBHOOKS;
+        let headers = self.headers(&id, &body, wall).map_err(NotSent::before_sending)?;
+        let table = tables::STANDARD_WEBHOOKS;
         Call { http: &self.http, url: &self.url, headers, body, table, traced: true }.send(wall).await
     }
 }
@@ -101,6 +100,7 @@ fn body_of(channel: &str, message: &Message, posting: &Posting) -> Vec<u8> {
                 "channel": channel,
                 "job": posting.job,
                 "severity": message.severity,
+                "alarm": message.alarm,
                 "title": title,
                 "text": text,
             },
@@ -141,7 +141,8 @@ mod tests {
         let posting =
             Posting { job: JobId::at(Timestamp::UNIX_EPOCH), created_at: Timestamp::UNIX_EPOCH, may_repeat: false };
         for text in ["\u{1}".repeat(50_000), "ä".repeat(50_000), "\n\"".repeat(9_000), "x".repeat(10_000)] {
-            let message = Message { title: "t\n".repeat(5_000), text: text.clone(), severity: Severity::Warning };
+            let message =
+                Message { title: "t\n".repeat(5_000), text: text.clone(), severity: Severity::Warning, alarm: None };
             let body = body_of("ops", &message, &posting);
             assert!(body.len() < LARGEST_BODY, "{}", body.len());
             let read: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -62,7 +62,10 @@ async fn trickle(plan: &Plan, queue: &queue::Queue, lasting: Duration) -> Result
         let began = Instant::now();
         let claimed = ledger.claim(&claim, clock.now()).await.map_err(|error| failed(&error))?;
         claims.push(began.elapsed());
-        let end = |job: schemas::ClaimedJob| Ended { attempt: job.id, outcome: Outcome::Completed { output: None } };
+        let end = |job: schemas::ClaimedJob| Ended {
+            attempt: job.id,
+            outcome: Outcome::Completed { output: None, notice: None },
+        };
         let ends: Vec<Ended> = claimed.into_iter().map(end).collect();
         done += ends.len() as u64;
         ledger.finish(&ends, clock.now()).await.map_err(|error| failed(&error))?;

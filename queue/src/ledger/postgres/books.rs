@@ -12,7 +12,7 @@ use super::super::firing::FiringRow;
 use super::super::rows::{
     EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views, storable,
 };
-use super::super::{AuditRecord, Books, JobFilter, LedgerError, StoredBody};
+use super::super::{AuditRecord, Books, HeldKey, JobFilter, LedgerError, StoredBody};
 use super::{Postgres, in_time, unavailable};
 
 #[async_trait]
@@ -97,6 +97,24 @@ impl Books for Postgres {
                     .map_err(unavailable)?;
             view.schedule = schedule.map(|(name, nominal)| ScheduledView { name, nominal: moment(nominal) });
             Ok(Some(view))
+        })
+        .await
+    }
+
+    async fn held(&self, scope: &str, limit: u32, now: Timestamp) -> Result<Vec<HeldKey>, LedgerError> {
+        in_time(async {
+            let rows: Vec<(String, Uuid, bool)> = sqlx::query_as(
+                "select key, owner, exists (select 1 from job where id = owner) from held_key
+                 where scope = $1 and expires_at > $2 order by key limit $3",
+            )
+            .bind(scope)
+            .bind(micros(now))
+            .bind(i64::from(limit))
+            .fetch_all(&self.desk)
+            .await
+            .map_err(unavailable)?;
+            let held = |(key, owner, under_way)| HeldKey { key, owner: JobId(owner), under_way };
+            Ok(rows.into_iter().map(held).collect())
         })
         .await
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use schemas::{
-    AttemptId, ClaimedJob, JobId, JobState, NewJob, Outcome, Priority, RunId, StepState, Timestamp, TraceContext,
+    AttemptId, ClaimedJob, JobId, JobState, Key, NewJob, Outcome, Priority, RunId, StepState, Timestamp, TraceContext,
 };
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use super::super::door::Aftermath;
 use super::super::rows::{ClaimedRow, micros, raw, storable};
-use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
+use super::super::{BEHIND_MEMORY, Beat, Claim, Ended, Finished, Hold, LedgerError, Work, behind};
 use super::door::{leave, settle, take_turn};
 use super::runs::{lock_runs, tell};
+use super::storing::take_key;
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
 use crate::clock::later;
@@ -146,6 +147,32 @@ impl Work for Postgres {
             .await
             .map_err(unknown)?;
             if held { Ok(()) } else { Err(LedgerError::Stale) }
+        })
+        .await
+    }
+
+    async fn hold(&self, attempt: AttemptId, key: &Key, now: Timestamp) -> Result<Hold, LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.hot).await?;
+            // The lock keeps the rescuer out until the key is written.
+            let held: Option<Uuid> = sqlx::query_scalar(
+                "select id from job where id = $1 and attempt = $2 and state + 0 = 3 for no key update",
+            )
+            .bind(attempt.job.0)
+            .bind(attempt.number)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+            held.ok_or(LedgerError::Stale)?;
+            let owner = JobId(take_key(&mut tx, key, attempt.job.0, now).await?);
+            if owner == attempt.job {
+                commit(tx).await?;
+                return Ok(Hold::Mine);
+            }
+            let place = Key { scope: behind(owner), key: attempt.job.to_string(), hold: BEHIND_MEMORY };
+            take_key(&mut tx, &place, attempt.job.0, now).await?;
+            commit(tx).await?;
+            Ok(Hold::Behind(owner))
         })
         .await
     }
@@ -337,7 +364,7 @@ impl<'a> Ends<'a> {
                 Outcome::Completed { .. } | Outcome::Cancelled { .. } | Outcome::Discarded { .. } => (None, 0),
             };
             let output = match &end.outcome {
-                Outcome::Completed { output } => output.as_deref().map(RawValue::get),
+                Outcome::Completed { output, .. } => output.as_deref().map(RawValue::get),
                 _ => None,
             };
             ends.ids.push(end.attempt.job.0);
@@ -394,7 +421,7 @@ fn finished(ended: &[Ended], held: &HashMap<Uuid, HeldJob>) -> Finished {
 
 fn notice(end: &Ended) -> Option<&NewJob> {
     match &end.outcome {
-        Outcome::Discarded { notice, .. } => notice.as_deref(),
+        Outcome::Completed { notice, .. } | Outcome::Discarded { notice, .. } => notice.as_deref(),
         _ => None,
     }
 }

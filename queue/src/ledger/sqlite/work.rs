@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use schemas::{AttemptId, ClaimedJob, JobState, Outcome, RunId, StepState, Timestamp};
+use schemas::{AttemptId, ClaimedJob, JobId, JobState, Key, Outcome, RunId, StepState, Timestamp};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::super::door::Aftermath;
 use super::super::rows::{ClaimedRow, micros, raw};
-use super::super::{Beat, Claim, Ended, Finished, LedgerError, Work};
+use super::super::{BEHIND_MEMORY, Beat, Claim, Ended, Finished, Hold, LedgerError, Work, behind};
 use super::door::{leave, settle};
 use super::runs::{Ending, end_jobs, tell};
-use super::storing::hex;
+use super::storing::{hex, take_key};
 use super::values::values;
 use super::writer::SharedWrite;
 use super::{Sqlite, commit, in_time, unavailable};
@@ -122,6 +122,24 @@ impl Work for Sqlite {
                 .await
                 .map_err(unavailable)?;
             commit(tx).await
+        })
+        .await
+    }
+
+    async fn hold(&self, attempt: AttemptId, key: &Key, now: Timestamp) -> Result<Hold, LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            fence(&mut tx, attempt).await?;
+            let owner = JobId(take_key(&mut tx, key, attempt.job.0, now).await?);
+            if owner == attempt.job {
+                commit(tx).await?;
+                return Ok(Hold::Mine);
+            }
+            let place = Key { scope: behind(owner), key: attempt.job.to_string(), hold: BEHIND_MEMORY };
+            take_key(&mut tx, &place, attempt.job.0, now).await?;
+            commit(tx).await?;
+            Ok(Hold::Behind(owner))
         })
         .await
     }
@@ -356,7 +374,7 @@ pub(super) async fn record_attempt(
 fn ending(end: &Ended) -> Option<Ending> {
     let state = end.outcome.state();
     let output = match &end.outcome {
-        Outcome::Completed { output } => output.as_ref().map(|output| output.get().to_owned()),
+        Outcome::Completed { output, .. } => output.as_ref().map(|output| output.get().to_owned()),
         _ => None,
     };
     let reason = end.outcome.message().map(str::to_owned);
@@ -365,7 +383,7 @@ fn ending(end: &Ended) -> Option<Ending> {
 
 fn notices(ended: &[&Ended]) -> Vec<schemas::NewJob> {
     let notice = |end: &&Ended| match &end.outcome {
-        Outcome::Discarded { notice, .. } => notice.as_deref().cloned(),
+        Outcome::Completed { notice, .. } | Outcome::Discarded { notice, .. } => notice.as_deref().cloned(),
         _ => None,
     };
     ended.iter().filter_map(notice).collect()

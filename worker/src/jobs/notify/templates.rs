@@ -57,7 +57,7 @@ fn names(list: Vec<minijinja::Value>) -> String {
 /// The message of a job, from what the ledger knows now.
 pub(super) async fn message(notify: &Notify, cx: &Context) -> Result<Message, Failure> {
     let facts = match notify.template {
-        Template::Text => Value::Null,
+        Template::Text | Template::Completed => Value::Null,
         Template::Deploy | Template::Discarded => facts(notify, cx).await?,
     };
     compose(notify, &facts)
@@ -87,7 +87,7 @@ async fn facts(notify: &Notify, cx: &Context) -> Result<Value, Failure> {
 /// Title and text, with what the arguments say in place of or below the template's.
 fn compose(notify: &Notify, facts: &Value) -> Result<Message, Failure> {
     let form = match notify.template {
-        Template::Text => None,
+        Template::Text | Template::Completed => None,
         Template::Deploy if facts["run"].is_null() => {
             return Err(Failure::Discard(anyhow::anyhow!(
                 "the template `deploy` tells of a run, and this job is in none; use it in a runbook, or give a `text`"
@@ -102,13 +102,14 @@ fn compose(notify: &Notify, facts: &Value) -> Result<Message, Failure> {
         Some(form) => (Some(render(form.title, facts)?), join(&render(form.text, facts)?, given)),
     };
     let title = notify.title.clone().or(title).unwrap_or_else(|| "Nightporter".to_owned());
-    Ok(Message { title, text, severity: notify.severity.unwrap_or_else(|| severity(notify.template, facts)) })
+    let severity = notify.severity.unwrap_or_else(|| severity(notify.template, facts));
+    Ok(Message { title, text, severity, alarm: notify.alarm() })
 }
 
 fn severity(template: Template, facts: &Value) -> Severity {
     match template {
         Template::Deploy if facts["run"]["state"] == "failed" => Severity::Critical,
-        Template::Discarded => Severity::Warning,
+        Template::Discarded | Template::Completed => Severity::Warning,
         _ => Severity::Info,
     }
 }
@@ -316,8 +317,8 @@ mod tests {
             ..Notify::default()
         };
         let message = compose(&notify, &Value::Null).unwrap();
-        let expected = Message { title: "Hello".into(), text: "{{ args }} & <b>".into(), severity: Severity::Critical };
-        assert_eq!(message, expected);
+        assert_eq!((message.title.as_str(), message.text.as_str()), ("Hello", "{{ args }} & <b>"));
+        assert_eq!(message.severity, Severity::Critical);
     }
 
     #[test]
