@@ -162,7 +162,9 @@ impl Heartbeat {
 
     fn address(&self, mut url: Url, is_wrong: bool) -> Option<Url> {
         match self.config.service {
-            Service::Healthchecks if is_wrong => drop(url.path_segments_mut().ok()?.pop_if_empty().push("fail")),
+            Service::Healthchecks if is_wrong => {
+                url.path_segments_mut().ok()?.pop_if_empty().push("fail");
+            }
             Service::Healthchecks => {}
             Service::Sentry => {
                 url.query_pairs_mut().append_pair("status", if is_wrong { "error" } else { "ok" });

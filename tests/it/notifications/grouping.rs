@@ -119,8 +119,10 @@ async fn run_twice_and_killed_between_its_effects_and_their_steps_a_group_says_n
     let second = house.once(house.enqueue("notify", message()).await, JobState::Completed).await;
     // The step that says who is the first was begun, and not finished.
     house.open_step(first, "group").await;
-    house.pass(Duration::from_hours(1)).await;
-    house.at_rest().await;
+    for _ in 0..2 {
+        house.pass(Duration::from_hours(1)).await;
+        house.at_rest().await;
+    }
     let first = house.once(first, JobState::Completed).await;
     assert_eq!(first.output.as_ref().unwrap()["more"], 1);
     for job in [&first, &second] {

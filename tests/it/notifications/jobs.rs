@@ -6,7 +6,7 @@ use queue::bell::Bells;
 use queue::ledger::{Claim, Operator};
 use schemas::api::JobView;
 use schemas::runbook::{RunbookConfig, Start};
-use schemas::{JobId, JobState, Runbook, StepState, Timestamp, TraceContext, WorkerId};
+use schemas::{JobState, Runbook, StepState, Timestamp, TraceContext, WorkerId};
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 use tests::ledgers::ada;

@@ -136,7 +136,7 @@ impl Mail {
             Err(_) => Err(unknown(anyhow::anyhow!("the mail server did not answer in time"))),
         };
         // Whatever comes of it: the message has been taken, or not.
-        drop(timeout(Duration::from_secs(1), server.abort()).await);
+        let _left = timeout(Duration::from_secs(1), server.abort()).await;
         taken?;
         if refusals > 0 {
             let failure = Failure::Discard(anyhow::anyhow!(
@@ -194,7 +194,7 @@ fn judged(status: u16, stage: &str) -> Option<NotSent> {
 
 /// The error with its causes, without what the server said: that is a stranger's text.
 fn words(error: &lettre::transport::smtp::Error) -> String {
-    let kind = if error.is_tls() {
+    let kind = if error.is_tls() || is_of_tls(error) {
         "TLS failed; check the server's certificate, `host`, `port`, `tls` and `ca`"
     } else if error.is_client() {
         "it offers no TLS or no way to log in; check `tls` and `login`"
@@ -206,6 +206,12 @@ fn words(error: &lettre::transport::smtp::Error) -> String {
         "the connection failed; check `host` and `port`"
     };
     kind.to_owned()
+}
+
+/// Whether TLS itself is what failed: before the first word of SMTP the library takes that for a broken connection.
+fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    of_io.is_some_and(|inner| inner.is::<rustls::Error>()) || error.source().is_some_and(is_of_tls)
 }
 
 /// A mailbox in the configuration: `ops@example.com`, or `Operations <ops@example.com>`.

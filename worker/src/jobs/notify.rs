@@ -150,12 +150,13 @@ impl Handler for Notify {
     /// Its own, so that no message waits behind a backup.
     const QUEUE: &'static str = "notify";
     const PRIORITY: Priority = Priority::High;
-    /// About ten hours of trying, so that a night's outage or a day's rate limit loses nothing.
+    /// About ten hours of trying, so that a night's outage loses nothing; and days, where the target asks for long waits.
+    /// The age counts from when the message was stored: a resolve that waited for its trigger still has its tries.
     const RETRY: RetryPolicy = RetryPolicy {
         first: Duration::from_secs(5),
         longest: Duration::from_mins(30),
         max_failures: 48,
-        max_age: Duration::from_hours(24),
+        max_age: Duration::from_hours(24 * 7),
     };
     const TIME_LIMIT: Duration = Duration::from_mins(1);
 

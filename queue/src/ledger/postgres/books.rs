@@ -104,13 +104,17 @@ impl Books for Postgres {
     async fn held(&self, scope: &str, limit: u32, now: Timestamp) -> Result<Vec<HeldKey>, LedgerError> {
         in_time(async {
             let rows: Vec<(String, Uuid, bool)> = sqlx::query_as(
-                "select key, owner, exists (select 1 from job where id = owner) from held_key
-                 where scope = $1 and expires_at > $2 order by key limit $3",
+                // By the primary key: what expires is in an index too, of all scopes.
+                "select k.key, k.owner, j.id is not null
+                 from (select key, owner from held_key where scope = $1 and expires_at + 0 > $2
+                       order by scope, key limit $3) k
+                 left join lateral (select id from job where id = k.owner limit 1) j on true
+                 order by k.key",
             )
             .bind(scope)
             .bind(micros(now))
             .bind(i64::from(limit))
-            .fetch_all(&self.desk)
+            .fetch_all(&self.hot)
             .await
             .map_err(unavailable)?;
             let held = |(key, owner, under_way)| HeldKey { key, owner: JobId(owner), under_way };

@@ -83,7 +83,7 @@ pub(super) async fn see_through(notify: &Notify, about: &DiscardedJob, cx: &Cont
     match job.map(|job| job.state) {
         Some(JobState::Completed) => {
             let over = Notify::done_after_all(&notify.channel, about.job, &about.kind);
-            hand_on(&over, format!("{} done", cx.job().attempt.job), cx).await?;
+            hand_on(&over, "done", &cx.job().attempt.job.to_string(), cx).await?;
             Ok(())
         }
         Some(state) if !state.is_finished() => {
@@ -139,5 +139,5 @@ async fn resolve_one(
         action: Some(Action::Resolve),
         ..Notify::default()
     };
-    hand_on(&over, format!("{speaker} over"), cx).await.map(Some)
+    hand_on(&over, &format!("over {speaker}"), "alarm", cx).await.map(Some)
 }

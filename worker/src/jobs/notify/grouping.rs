@@ -91,7 +91,7 @@ async fn speak(notify: &Notify, mut message: Message, until: Timestamp, cx: &Con
     if notify.about.is_some() && message.alarm.is_none() {
         message.alarm = Some(Alarm { key: alarm_of(own), action: Action::Trigger });
     }
-    let first = hand_on(&saying(notify, &notify.channel, &message), format!("{own} first"), cx).await?;
+    let first = hand_on(&saying(notify, &notify.channel, &message), "first", &own.to_string(), cx).await?;
     let end = later(until, GRACE);
     let left = (end - cx.now()).to_std().unwrap_or_default();
     if !left.is_zero() {
@@ -102,7 +102,7 @@ async fn speak(notify: &Notify, mut message: Message, until: Timestamp, cx: &Con
     let mut told = json!({"first": first});
     if more > 0 {
         let rest = rest(notify, message, more);
-        told["rest"] = json!(hand_on(&saying(notify, &notify.channel, &rest), format!("{own} rest"), cx).await?);
+        told["rest"] = json!(hand_on(&saying(notify, &notify.channel, &rest), "rest", &own.to_string(), cx).await?);
     }
     Ok(notify.ended(json!({"told": told, "more": more})))
 }

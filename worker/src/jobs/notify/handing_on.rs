@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json, to_value};
 
 use super::{Notify, Template};
 use crate::channels::{Message, Route};
-use crate::context::Context;
+use crate::context::{Context, Step};
 use crate::handler::{Failure, Handler, OrFail, Output};
 
 /// What was handed on is remembered for longer than any job may go on trying.
@@ -19,8 +19,8 @@ pub(super) async fn to_targets(notify: &Notify, route: &Route, cx: &Context) -> 
     let mut told = Map::new();
     for target in route.targets(message.severity) {
         let again = saying(notify, target, &message);
-        let name = format!("{} to {target}", cx.job().attempt.job);
-        told.insert(target.clone(), json!(hand_on(&again, name, cx).await?));
+        let job = hand_on(&again, &format!("to {target}"), &cx.job().attempt.job.to_string(), cx).await?;
+        told.insert(target.clone(), json!(job));
     }
     Ok(notify.ended(json!({"told": told})))
 }
@@ -40,13 +40,20 @@ pub(super) fn saying(notify: &Notify, channel: &str, message: &Message) -> Notif
     }
 }
 
-/// Stores such a job, once for each name.
-pub(super) async fn hand_on(notify: &Notify, name: String, cx: &Context) -> Result<JobId, Failure> {
+/// Stores such a job, as a step. The step alone might be lost with the process; the key, which is the step's name for whom
+/// or what the message is, holds until then. It does not hold for ever: a message that is given up lets go of it.
+pub(super) async fn hand_on(notify: &Notify, name: &str, of: &str, cx: &Context) -> Result<JobId, Failure> {
+    let step = match cx.step(name).await? {
+        Step::Finished(job) => return Ok(job),
+        Step::Fresh(step) | Step::Unknown(step) => step,
+    };
     let args: Value = to_value(notify).or_discard("writing the arguments of a message")?;
     let job = cx.world().catalog().job(Notify::KIND, &args, cx.now());
     let mut job = job.map_err(|problem| Failure::Discard(anyhow::anyhow!("{problem}")))?;
-    job.key = Some(Key { scope: "notify".into(), key: name, hold: MEMORY });
+    job.key = Some(Key { scope: "notify".into(), key: format!("{of} {name}"), hold: MEMORY });
     job.event = cx.job().event;
     job.trace = queue::trace::current();
-    Ok(cx.queue().enqueue(job).await.or_retry("storing the job of a message")?.id())
+    let job = cx.queue().enqueue(job).await.or_retry("storing the job of a message")?.id();
+    step.finish(&job).await?;
+    Ok(job)
 }
