@@ -244,8 +244,11 @@ mod tests {
         assert!(text.contains("the endpoint is gone"), "{text}");
     }
 
+    /// Delivered, or the fate and what is to be done.
+    type Judged = Result<(), (Fate, &'static str)>;
+
     /// Each line of a table with an answer that leads to it, and no other line before it.
-    fn holds(table: &[Line], answers: &[(u16, &str, Result<(), (Fate, &str)>)]) {
+    fn holds(table: &[Line], answers: &[(u16, &str, Judged)]) {
         assert_eq!(answers.len(), table.len(), "each line has its answer here");
         for (line, (status, word, expected)) in table.iter().zip(answers) {
             let answer = Answer { status: *status, word, retry_after: Some(Duration::from_secs(30)) };
