@@ -135,7 +135,8 @@ mod tests {
     #[test]
     fn a_routing_key_of_another_form_is_refused_and_not_shown() {
         let base = Url::parse("https://events.pagerduty.com").unwrap();
-        let refused = Pagerduty::new("ops", &base, &"canary".into(), Client::new()).err().unwrap().words();
+        let refused =
+            Pagerduty::new("ops", &base, &"canary".into(), crate::world::http_client()).err().unwrap().words();
         assert!(refused.contains("`ops`") && !refused.contains("canary"), "{refused}");
     }
 }
