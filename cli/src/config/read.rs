@@ -20,7 +20,7 @@ use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 17] = [
     "server",
     "operators",
     "queue",
