@@ -68,6 +68,11 @@ impl World {
         crate::stores::open(name, config, &self.secrets).await
     }
 
+    /// How that store is configured.
+    pub fn store_config(&self, name: &str) -> Result<&StoreConfig, Failure> {
+        self.config.stores.get(name).ok_or_else(|| unknown("store", name))
+    }
+
     /// The channel of that name.
     pub async fn channel(&self, name: &str) -> Result<Box<dyn Channel>, Failure> {
         let config = self.config.channels.get(name).ok_or_else(|| unknown("channel", name))?;

@@ -10,7 +10,9 @@ use schemas::{Names, Problem, Runbook};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
+use worker::backups::keep::Keep;
 use worker::channels::ChannelConfig;
+use worker::stores::StoreConfig;
 use worker::world::{Connections, GithubConnection};
 
 use super::document::Document;
@@ -79,7 +81,7 @@ impl Reader<'_> {
         let telemetry = self.section("telemetry");
         let world = WorldConfig {
             databases: self.named("databases"),
-            stores: self.named("stores"),
+            stores: self.stores(),
             channels: self.channels(),
             connections: Connections { github: self.github() },
         };
@@ -149,6 +151,16 @@ impl Reader<'_> {
             }
         }
         channels
+    }
+
+    fn stores(&mut self) -> BTreeMap<String, StoreConfig> {
+        let stores: BTreeMap<String, StoreConfig> = self.named("stores");
+        for (name, config) in &stores {
+            if let Some(problem) = config.keep.as_ref().and_then(Keep::problem) {
+                self.problem(Problem::new(problem).within("keep").within(name).within("stores"));
+            }
+        }
+        stores
     }
 
     fn github(&mut self) -> Option<GithubConnection> {

@@ -22,6 +22,9 @@ pub struct Manifest {
     /// What its maker called it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The tier that keeps it, where it is not one of those by time: `before_migration`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
     /// What the dump says about itself.
     #[serde(flatten)]
     pub dump: DumpFacts,

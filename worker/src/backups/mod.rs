@@ -3,23 +3,28 @@
 //! The manifest alone makes a backup exist. It is written last, if absent, when everything about the data was right;
 //! lists, restores and retention read manifests only. All of this works without the ledger.
 
+pub mod keep;
 pub(crate) mod manifest;
+pub mod marks;
 pub(crate) mod packing;
 mod sweep;
 
 use std::collections::BTreeMap;
+use std::io;
 
 use bytes::Bytes;
+use queue::kill_point::reached;
 
 use crate::databases::Database;
 use crate::handler::{Failure, OrFail};
 use crate::stores::{ObjectInfo, Store, read_small};
 
 pub use manifest::{Data, Manifest, VERSION};
+pub use marks::{Marks, Pin, Proof};
 pub use packing::{Measure, Packed, Packing, Unpacked, unpack};
 pub use sweep::{Swept, sweep_orphans, sweep_rivals};
 
-/// No manifest is larger.
+/// No manifest is larger: two thousand tables with long names fit.
 const LARGEST_MANIFEST: u64 = 1024 * 1024;
 /// How a manifest's key ends.
 const MANIFEST: &str = ".manifest.json";
@@ -40,6 +45,14 @@ pub struct Listing {
     pub backups: Vec<Backup>,
     /// Manifests that cannot be read, or whose data is missing or cut, each with the reason.
     pub broken: Vec<(String, String)>,
+    marks: BTreeMap<String, Marks>,
+}
+
+impl Listing {
+    /// What is known beside its manifest of the backup of that key.
+    pub fn marks(&self, backup: &str) -> Marks {
+        backup.strip_suffix(MANIFEST).and_then(|stem| self.marks.get(stem)).copied().unwrap_or_default()
+    }
 }
 
 /// All backups in a store, or those of one database.
@@ -47,7 +60,7 @@ pub async fn list(store: &dyn Store, database: Option<&str>) -> Result<Listing, 
     let prefix = database.map(|name| format!("{name}/")).unwrap_or_default();
     let objects = store.list(&prefix).await?;
     let sizes: BTreeMap<&str, u64> = objects.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
-    let mut listing = Listing::default();
+    let mut listing = Listing { marks: marks::among(&objects), ..Listing::default() };
     for key in manifests(&objects) {
         // None: deleted meanwhile.
         let Some(text) = read_small(store, key, LARGEST_MANIFEST).await? else { continue };
@@ -105,9 +118,32 @@ pub async fn verify(store: &dyn Store, database: &dyn Database, data: &Data) -> 
 /// The dump of a backup, checked while it is read.
 pub async fn open(store: &dyn Store, data: &Data) -> Result<Unpacked, Failure> {
     let Some(body) = store.get(&data.key).await? else {
-        return Err(Failure::Discard(anyhow::anyhow!("the backup's data {} is missing", data.key)));
+        let missing = io::Error::new(io::ErrorKind::InvalidData, format!("the backup's data {} is missing", data.key));
+        return Err(Failure::discard(missing));
     };
     Ok(unpack(body, data.plain.clone(), data.stored.clone()))
+}
+
+/// Deletes a backup, unless it was pinned meanwhile. Its manifest goes first: what is left then if this is stopped is no
+/// backup any more, and is swept as what belongs to none.
+pub async fn delete(store: &dyn Store, backup: &str) -> Result<(), Failure> {
+    let stem = marks::stem(backup)?;
+    if store.head(&marks::pin_key(backup)?).await?.is_some() {
+        return Ok(());
+    }
+    reached("backup deleting");
+    store.delete(&[backup.to_owned()]).await?;
+    reached("backup manifest deleted");
+    let all = store.list(&format!("{stem}.")).await?.into_iter().map(|object| object.key);
+    let of_it = |key: &String| manifest::stem_of_data(key) == Some(stem) || marks::stem_of_mark(key) == Some(stem);
+    store.delete(&all.filter(of_it).collect::<Vec<_>>()).await
+}
+
+/// Whether it failed because the bytes in the store are not the backup's, or not there: that stays so.
+pub(crate) fn is_damage(failure: &Failure) -> bool {
+    let Failure::Discard(error) = failure else { return false };
+    let damage = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(damage))
 }
 
 fn manifests(objects: &[ObjectInfo]) -> impl Iterator<Item = &str> {

@@ -5,7 +5,6 @@
 use std::io::{self, Read, Write};
 use std::num::NonZero;
 
-use anyhow::anyhow;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -84,7 +83,8 @@ pub fn unpack(stored: impl AsyncRead + Send + Unpin + 'static, plain: Measure, e
                 let _ = say.send(Ok(())); // Whoever does not listen does not want to know.
             }
             Err(error) => {
-                let words = anyhow!("the backup's data is not what was stored: {error}");
+                let words = format!("the backup's data is not what was stored: {error}");
+                let words = anyhow::Error::new(io::Error::new(error.kind(), words));
                 let _ = pieces.blocking_send(Err(error));
                 let _ = say.send(Err(words));
             }

@@ -2,30 +2,42 @@
 //!
 //! The password goes to them through the environment, never through arguments, which everyone on the machine can read.
 
+mod contents;
+mod scratch;
+
 use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::ChildStdout;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 use url::Url;
 
+use self::contents::Snapshot;
 use super::pooler::pooled;
 use super::program::{Program, suited};
-use super::{Database, Dump, DumpFacts, Tool};
+use super::{Contents, Database, Digests, Dump, DumpFacts, Scratch, Tool, identifier};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 
+/// As dumps name it.
+const ENGINE: &str = "postgresql";
 /// Connecting and each short statement must be done within this.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Making or dropping a database, which waits for a checkpoint.
 const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
 /// A dump that says nothing for so long is stuck: `pg_dump` waits without end for a lock, or for a dead server.
 const SILENCE: Duration = Duration::from_hours(1);
+/// All tables are locked already when `pg_dump` locks them: it waits only for somebody who waits for us, and who makes
+/// others wait.
+const LOCK_WAIT: &str = "--lock-wait-timeout=30000";
 /// Bytes of a dump are handed on in pieces of this size.
 const PIECE: usize = 256 * 1024;
 
@@ -33,6 +45,8 @@ const PIECE: usize = 256 * 1024;
 pub(super) struct Postgres {
     url: Url,
     options: PgConnectOptions,
+    /// Dumps take digests of tables up to so many bytes.
+    digests_up_to: u64,
 }
 
 struct PgDump {
@@ -40,10 +54,12 @@ struct PgDump {
     output: ChildStdout,
     facts: DumpFacts,
     estimate: u64,
+    /// What the tables hold, as it is found out beside the dump; the snapshot with it, until the dump has ended.
+    contents: Option<AbortOnDropHandle<Result<(Contents, Snapshot), Failure>>>,
 }
 
 impl Postgres {
-    pub(super) fn new(name: &str, address: &str) -> Result<Self, Failure> {
+    pub(super) fn new(name: &str, address: &str, digests_up_to: u64) -> Result<Self, Failure> {
         // The parser's own words may quote the address, and the password with it.
         let wrong = || Failure::Discard(anyhow::anyhow!("the address of the database `{name}` is not a URL"));
         let url = Url::parse(address).map_err(|_| wrong())?;
@@ -51,12 +67,11 @@ impl Postgres {
             return Err(Failure::Discard(anyhow::anyhow!("the address of the database `{name}` is refused: {reason}")));
         }
         let options = PgConnectOptions::from_str(address).map_err(|_| wrong())?;
-        Ok(Self { url, options: options.application_name("nightporter").disable_statement_logging() })
+        Ok(Self { url, options: options.application_name("nightporter").disable_statement_logging(), digests_up_to })
     }
 
     async fn connect(&self) -> Result<PgConnection, Failure> {
-        let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(&self.options)).await;
-        connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+        connect_with(&self.options).await
     }
 
     async fn server(&self, connection: &mut PgConnection) -> Result<(u32, String, u64), Failure> {
@@ -123,24 +138,33 @@ impl Postgres {
 
 #[async_trait]
 impl Database for Postgres {
+    fn engine(&self) -> &'static str {
+        ENGINE
+    }
+
     async fn dump(&self, _tag: &str) -> Result<Box<dyn Dump>, Failure> {
         let mut connection = self.connect().await?;
         let (major, server_version, estimate) = self.server(&mut connection).await?;
-        drop(connection);
         // It reads the backup through at the end: better missed now than then.
         suited("pg_restore", major).await?;
+        let snapshot = Snapshot::open(connection).await?;
+        let joined = snapshot.as_ref().map(|snapshot| format!("--snapshot={}", snapshot.id)).ok();
         // Compression is left to us (-Z0): pg_dump's own is a third as fast.
-        let arguments = ["--format=custom", "--compress=0", "--no-owner", "--no-privileges", "--no-password"];
+        let mut arguments = vec!["--format=custom", "--compress=0", "--no-owner", "--no-privileges", "--no-password"];
+        arguments.extend(joined.iter().flat_map(|joined| [joined.as_str(), LOCK_WAIT]));
         let (mut program, made_with) = self.start("pg_dump", &arguments, major, None).await?;
         let output = program.take_output()?;
         let facts = DumpFacts {
-            engine: "postgresql".to_owned(),
+            engine: ENGINE.to_owned(),
             server_version,
             format: "pg_dump custom".to_owned(),
             made_with,
-            warnings: Vec::new(),
+            warnings: snapshot.as_ref().err().copied().map(uncounted).into_iter().collect(),
+            contents: None,
         };
-        Ok(Box::new(PgDump { program, output, facts, estimate }))
+        let digests = Digests::UpTo(self.digests_up_to);
+        let counting = snapshot.ok().map(|snapshot| tokio::spawn(snapshot.contents(digests).in_current_span()));
+        Ok(Box::new(PgDump { program, output, facts, estimate, contents: counting.map(AbortOnDropHandle::new) }))
     }
 
     async fn read_through(&self, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure> {
@@ -169,7 +193,7 @@ impl Database for Postgres {
             None => {}
         }
         // It gets its name when it is whole. What an earlier attempt of this job left unfinished is dropped.
-        let unfinished = format!("nightporter_{}", tag.replace('-', ""));
+        let unfinished = unfinished(tag);
         drop_database(&mut connection, &unfinished).await?;
         let filled = self.fill(&mut connection, &unfinished, dump).await;
         let settled = match filled {
@@ -202,6 +226,24 @@ impl Database for Postgres {
         }
         remarks.extend(privileges(&mut connection).await?);
         Ok(remarks)
+    }
+
+    async fn drop_scratch(&self, scratch: Scratch) -> Result<(), Failure> {
+        scratch::drop_it(self, scratch).await
+    }
+
+    async fn scratches(&self) -> Result<Vec<Scratch>, Failure> {
+        scratch::all(self).await
+    }
+
+    async fn contents(&self, scratch: Scratch, like: &Contents) -> Result<Contents, Failure> {
+        let mut connection = scratch::connect(self, scratch).await?;
+        contents::contents(&mut connection, Digests::As(like)).await
+    }
+
+    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
+        let mut connection = scratch::connect(self, scratch).await?;
+        scratch::ask(&mut connection, sql).await
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
@@ -318,8 +360,19 @@ async fn within<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
     tokio::time::timeout(DEADLINE, asked).await.or_retry("the database did not answer")?.or_retry("asking the database")
 }
 
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
+    let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(options)).await;
+    connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+}
+
+/// The name of what a job restores until it is whole.
+fn unfinished(tag: &str) -> String {
+    format!("nightporter_{}", tag.replace('-', ""))
+}
+
+/// What a manifest says where there are more tables than are counted.
+fn uncounted(tables: usize) -> String {
+    format!("the rows of its {tables} tables were not counted, so that no restore can be compared with them")
 }
 
 fn literal(text: &str) -> String {
@@ -340,8 +393,13 @@ impl Dump for PgDump {
     }
 
     async fn finish(self: Box<Self>) -> Result<DumpFacts, Failure> {
-        let warnings = self.program.end_well().await?;
-        Ok(DumpFacts { warnings, ..self.facts })
+        let mut facts = self.facts;
+        facts.warnings.extend(self.program.end_well().await?);
+        if let Some(counting) = self.contents {
+            let (contents, _snapshot) = counting.await.or_retry("counting the rows panicked")??;
+            facts.contents = Some(contents);
+        }
+        Ok(facts)
     }
 }
 
@@ -351,7 +409,7 @@ mod tests {
 
     #[test]
     fn the_programs_are_told_by_environment_what_the_address_says() {
-        let database = Postgres::new("main", "postgres://app:p%40ss@db.example.com:5433/shop?sslmode=require");
+        let database = Postgres::new("main", "postgres://app:p%40ss@db.example.com:5433/shop?sslmode=require", 0);
         let Ok(database) = database else { panic!("refused") };
         let told = database.environment(None);
         let of = |name: &str| told.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str());
@@ -365,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_poolers_address_is_refused_without_showing_the_password() {
-        let refused = Postgres::new("main", "postgres://app:hunter2@ep-x-pooler.neon.tech/shop");
+        let refused = Postgres::new("main", "postgres://app:hunter2@ep-x-pooler.neon.tech/shop", 0);
         let Err(Failure::Discard(error)) = refused else { panic!("taken") };
         let words = format!("{error:#}");
         assert!(

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::backups::keep::BEFORE_MIGRATION;
 use crate::backups::manifest::{Keys, stock_commands};
 use crate::backups::packing::packed;
 use crate::backups::{self, Backup as Existing, Data, Manifest, Measure, Packing, Swept};
@@ -39,6 +40,25 @@ pub(crate) struct Backup {
     /// What to call it in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
+    /// The tier of the store's `keep` that keeps it, where that is none of those by time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tier: Option<Tier>,
+}
+
+/// A tier of its own.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tier {
+    /// A migration follows.
+    BeforeMigration,
+}
+
+impl Tier {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::BeforeMigration => BEFORE_MIGRATION,
+        }
+    }
 }
 
 /// What the step `upload` leaves to later attempts.
@@ -157,6 +177,7 @@ impl Backup {
             version: backups::VERSION,
             database: self.database.clone(),
             name: self.name.clone(),
+            tier: self.tier.map(|tier| tier.as_str().to_owned()),
             restore_with: stock_commands(&uploaded.facts, &uploaded.data),
             dump: uploaded.facts,
             written_by: concat!("nightporter ", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -6,6 +6,8 @@ mod noop;
 pub(crate) mod notify;
 mod plan;
 mod restore;
+mod retention;
+mod verify;
 
 use crate::registry::Registry;
 
@@ -18,4 +20,6 @@ pub fn registry() -> Registry {
         .with::<notify::Notify>()
         .with::<plan::Plan>()
         .with::<restore::Restore>()
+        .with::<retention::Retention>()
+        .with::<verify::Verify>()
 }

@@ -17,6 +17,7 @@ use secrets::{ExposeSecret, Resolver, SecretText};
 use serde::Deserialize;
 use tokio::io::AsyncRead;
 
+use crate::backups::keep::Keep;
 use crate::handler::{Failure, OrFail};
 
 pub use directory::Directory;
@@ -32,6 +33,9 @@ pub struct StoreConfig {
     /// `access key id:secret access key`; without it the usual AWS sources are asked.
     #[serde(default)]
     pub credentials: Option<SecretText>,
+    /// Which backups `retention` keeps there.
+    #[serde(default)]
+    pub keep: Option<Keep>,
 }
 
 /// A store that can be reached. Keys are relative to it: names joined by `/`.
