@@ -7,6 +7,7 @@ pub mod keep;
 pub(crate) mod manifest;
 pub mod marks;
 pub(crate) mod packing;
+mod sealing;
 mod sweep;
 
 use std::collections::BTreeMap;
@@ -17,11 +18,12 @@ use queue::kill_point::reached;
 
 use crate::databases::Database;
 use crate::handler::{Failure, OrFail};
-use crate::stores::{ObjectInfo, Store, read_small};
+use crate::stores::{Body, ObjectInfo, Store, read_small};
 
 pub use manifest::{Data, Manifest, VERSION};
 pub use marks::{Marks, Pin, Proof};
 pub use packing::{Measure, Packed, Packing, Unpacked, unpack};
+pub use sealing::{Encryption, Seal, SealedFor};
 pub use sweep::{Swept, sweep_orphans, sweep_rivals};
 
 /// No manifest is larger: two thousand tables with long names fit.
@@ -106,22 +108,43 @@ pub async fn publish(store: &dyn Store, backup: Backup) -> Result<Backup, Failur
 }
 
 /// Reads a backup's data back from its first byte to its last: the stored bytes' digest, every frame of the
-/// compression, the dump's digest, and the dump itself as a restore reads it.
-pub async fn verify(store: &dyn Store, database: &dyn Database, data: &Data) -> Result<(), Failure> {
-    let unpacked = open(store, data).await?;
+/// compression, the dump's digest, and the dump itself as a restore reads it. Of what is sealed and cannot be opened
+/// here, the stored bytes' digest.
+pub async fn verify(store: &dyn Store, database: &dyn Database, data: &Data, seal: &Seal) -> Result<(), Failure> {
+    if data.encryption.is_some() && !seal.opens() {
+        return verify_stored(store, data).await;
+    }
+    let unpacked = open(store, data, seal).await?;
     let (reader, verdict) = (unpacked.reader, unpacked.verdict);
     database.read_through(Box::new(reader)).await?;
     // Not "nothing was wrong" but "all was seen and right".
     verdict.await.or_retry("the backup was not read to its end")?.map_err(Failure::Discard)
 }
 
+async fn verify_stored(store: &dyn Store, data: &Data) -> Result<(), Failure> {
+    let found = packing::measure(body(store, data).await?).await?;
+    if found != data.stored {
+        let words = format!("the stored data has {} bytes with SHA-256 {}, not those of the manifest", found.bytes, found.sha256);
+        return Err(Failure::discard(io::Error::new(io::ErrorKind::InvalidData, words)));
+    }
+    Ok(())
+}
+
 /// The dump of a backup, checked while it is read.
-pub async fn open(store: &dyn Store, data: &Data) -> Result<Unpacked, Failure> {
-    let Some(body) = store.get(&data.key).await? else {
-        let missing = io::Error::new(io::ErrorKind::InvalidData, format!("the backup's data {} is missing", data.key));
-        return Err(Failure::discard(missing));
-    };
-    Ok(unpack(body, data.plain.clone(), data.stored.clone()))
+pub async fn open(store: &dyn Store, data: &Data, seal: &Seal) -> Result<Unpacked, Failure> {
+    let sealed = data.encryption.is_some();
+    if sealed && !seal.opens() {
+        return Err(Failure::Discard(anyhow::anyhow!(
+            "the backup is encrypted; give the store the `identity` that opens it, or open it by the commands in its manifest"
+        )));
+    }
+    let body = body(store, data).await?;
+    Ok(unpack(body, data.plain.clone(), data.stored.clone(), sealed.then(|| seal.clone())))
+}
+
+async fn body(store: &dyn Store, data: &Data) -> Result<Body, Failure> {
+    let missing = || io::Error::new(io::ErrorKind::InvalidData, format!("the backup's data {} is missing", data.key));
+    store.get(&data.key).await?.ok_or_else(|| Failure::discard(missing()))
 }
 
 /// Deletes a backup, unless it was pinned meanwhile. Its manifest goes first: what is left then if this is stopped is no

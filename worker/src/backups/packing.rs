@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::sealing::Seal;
 use crate::handler::{Failure, OrFail};
 
 /// A good ratio at the speed of a dump; higher levels cost more time than they save bytes.
@@ -54,11 +55,11 @@ pub struct Packing {
 }
 
 impl Packing {
-    /// Starts the compressor.
-    pub fn start() -> Self {
+    /// Starts the compressor, which seals what it puts out.
+    pub fn start(seal: Seal) -> Self {
         let (input, dump) = mpsc::channel(PIECES);
         let (stored, output) = mpsc::channel(PIECES);
-        let thread = tokio::task::spawn_blocking(move || pack(dump, stored));
+        let thread = tokio::task::spawn_blocking(move || pack(dump, stored, &seal));
         Self { input, output, thread }
     }
 }
@@ -71,13 +72,18 @@ pub struct Unpacked {
     pub verdict: oneshot::Receiver<Result<(), anyhow::Error>>,
 }
 
-/// Unpacks stored bytes that must be as expected.
-pub fn unpack(stored: impl AsyncRead + Send + Unpin + 'static, plain: Measure, expected: Measure) -> Unpacked {
+/// Unpacks stored bytes that must be as expected; with a seal, they are sealed and it opens them.
+pub fn unpack(
+    stored: impl AsyncRead + Send + Unpin + 'static,
+    plain: Measure,
+    expected: Measure,
+    seal: Option<Seal>,
+) -> Unpacked {
     let (pieces, mut taken) = mpsc::channel::<io::Result<Bytes>>(PIECES);
     let (say, verdict) = oneshot::channel();
     let bridge = SyncIoBridge::new(stored);
     tokio::task::spawn_blocking(move || {
-        let unpacked = unpack_into(bridge, &pieces).and_then(|found| compare(&found, &plain, &expected));
+        let unpacked = unpack_into(bridge, &pieces, seal.as_ref()).and_then(|found| compare(&found, &plain, &expected));
         match unpacked {
             Ok(()) => {
                 let _ = say.send(Ok(())); // Whoever does not listen does not want to know.
@@ -94,8 +100,9 @@ pub fn unpack(stored: impl AsyncRead + Send + Unpin + 'static, plain: Measure, e
     Unpacked { reader: Box::new(StreamReader::new(pieces)), verdict }
 }
 
-fn pack(mut dump: mpsc::Receiver<Bytes>, stored: mpsc::Sender<Bytes>) -> io::Result<Packed> {
-    let mut encoder = zstd::Encoder::new(Measured::new(Pieces::to(stored)), LEVEL)?;
+fn pack(mut dump: mpsc::Receiver<Bytes>, stored: mpsc::Sender<Bytes>, seal: &Seal) -> io::Result<Packed> {
+    let sealing = seal.around(Measured::new(Pieces::to(stored)))?;
+    let mut encoder = zstd::Encoder::new(sealing, LEVEL)?;
     encoder.include_checksum(true)?;
     encoder.multithread(threads())?;
     let mut plain = Tally::default();
@@ -103,7 +110,7 @@ fn pack(mut dump: mpsc::Receiver<Bytes>, stored: mpsc::Sender<Bytes>) -> io::Res
         plain.add(&piece);
         encoder.write_all(&piece)?;
     }
-    let mut out = encoder.finish()?;
+    let mut out = encoder.finish()?.finish()?;
     out.flush()?;
     Ok(Packed { plain: plain.measure(), stored: out.tally.measure() })
 }
@@ -113,8 +120,17 @@ fn threads() -> u32 {
     u32::try_from(cores).unwrap_or(MOST_THREADS).min(MOST_THREADS)
 }
 
-fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<Packed> {
-    let mut decoder = zstd::Decoder::new(Measured::new(stored))?;
+fn unpack_into(
+    stored: impl Read,
+    pieces: &mpsc::Sender<io::Result<Bytes>>,
+    seal: Option<&Seal>,
+) -> io::Result<Packed> {
+    let mut stored = Measured::new(stored);
+    let opened: Box<dyn Read> = match seal {
+        Some(seal) => seal.open(&mut stored).map_err(as_damage)?,
+        None => Box::new(&mut stored),
+    };
+    let mut decoder = zstd::Decoder::new(opened)?;
     let mut plain = Tally::default();
     loop {
         let mut piece = BytesMut::zeroed(PIECE);
@@ -127,16 +143,26 @@ fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>) -> i
         let sent = pieces.blocking_send(Ok(piece.freeze()));
         sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "it was not read to its end"))?;
     }
-    // All frames are at their end; what may still lie behind them belongs to the stored bytes' digest.
-    let mut rest = decoder.finish();
-    io::copy(&mut rest, &mut io::sink())?;
-    Ok(Packed { plain: plain.measure(), stored: rest.into_inner().tally.measure() })
+    // All frames are at their end. A seal's own end must be seen too; what may still lie behind belongs to the digest.
+    io::copy(&mut decoder.finish(), &mut io::sink()).map_err(as_damage)?;
+    io::copy(&mut stored, &mut io::sink())?;
+    Ok(Packed { plain: plain.measure(), stored: stored.tally.measure() })
 }
 
-/// What the decoder refuses is damage; what the store could not deliver is not.
+/// Reads stored bytes to their end.
+pub(super) async fn measure(stored: impl AsyncRead + Send + Unpin + 'static) -> Result<Measure, Failure> {
+    let bridge = SyncIoBridge::new(stored);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut stored = Measured::new(bridge);
+        io::copy(&mut stored, &mut io::sink()).map(|_| stored.tally.measure())
+    });
+    reading.await.or_retry("reading the backup panicked")?.or_retry("reading the backup")
+}
+
+/// What the decoder refuses is damage; what the store could not deliver is not, nor is a key that does not fit.
 fn as_damage(error: io::Error) -> io::Error {
-    let from_decoder = error.get_ref().is_none_or(|inner| !inner.is::<NotDelivered>());
-    if from_decoder { io::Error::new(io::ErrorKind::InvalidData, error) } else { error }
+    let delivered = error.get_ref().is_none_or(|inner| !inner.is::<NotDelivered>());
+    if delivered && error.kind() != io::ErrorKind::PermissionDenied { io::Error::new(io::ErrorKind::InvalidData, error) } else { error }
 }
 
 /// Marks errors of the store on their way through the decoder.
@@ -266,7 +292,11 @@ mod tests {
     }
 
     async fn packed_sample(dump: &[u8]) -> (Vec<u8>, Packed) {
-        let Packing { input, mut output, thread } = Packing::start();
+        packed_with(dump, Seal::default()).await
+    }
+
+    async fn packed_with(dump: &[u8], seal: Seal) -> (Vec<u8>, Packed) {
+        let Packing { input, mut output, thread } = Packing::start(seal);
         let pieces: Vec<Bytes> = dump.chunks(100_000).map(Bytes::copy_from_slice).collect();
         let feeding = tokio::spawn(async move {
             for piece in pieces {
@@ -282,7 +312,11 @@ mod tests {
     }
 
     async fn read_back(stored: Vec<u8>, packed: &Packed) -> io::Result<Vec<u8>> {
-        let mut unpacked = unpack(io::Cursor::new(stored), packed.plain.clone(), packed.stored.clone());
+        read_with(stored, packed, None).await
+    }
+
+    async fn read_with(stored: Vec<u8>, packed: &Packed, seal: Option<Seal>) -> io::Result<Vec<u8>> {
+        let mut unpacked = unpack(io::Cursor::new(stored), packed.plain.clone(), packed.stored.clone(), seal);
         let mut dump = Vec::new();
         let read = unpacked.reader.read_to_end(&mut dump).await;
         let verdict = unpacked.verdict.await.unwrap();
@@ -327,12 +361,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_sealed_opens_with_a_right_key_alone_and_any_damage_is_found() {
+        let (key, other) = (age::x25519::Identity::generate(), age::x25519::Identity::generate());
+        let dump = sample(300_000);
+        let (stored, packed) = packed_with(&dump, Seal::for_tests(&[&key, &other])).await;
+        assert!(stored.starts_with(b"age-encryption.org/v1\n"));
+        for key in [&key, &other] {
+            let opened = read_with(stored.clone(), &packed, Some(Seal::for_tests(&[key]))).await;
+            assert_eq!(opened.unwrap(), dump);
+        }
+        let stranger = Seal::for_tests(&[&age::x25519::Identity::generate()]);
+        let refused = read_with(stored.clone(), &packed, Some(stranger)).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{refused}");
+        let mut damaged: Vec<Vec<u8>> = Vec::new();
+        for at in [0, 40, stored.len() / 2, stored.len() - 1] {
+            let mut flipped = stored.clone();
+            flipped[at] ^= 1;
+            damaged.push(flipped);
+        }
+        damaged.extend([1, 20, stored.len() / 2, stored.len()].map(|cut| stored[..stored.len() - cut].to_vec()));
+        damaged.push([&stored[..], b"x"].concat());
+        for bytes in damaged {
+            let error = read_with(bytes, &packed, Some(Seal::for_tests(&[&key]))).await.unwrap_err();
+            // A flipped byte in what says for whom it is may look like a key that does not fit.
+            let found = [io::ErrorKind::InvalidData, io::ErrorKind::PermissionDenied];
+            assert!(found.contains(&error.kind()), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_store_that_breaks_off_is_not_called_damage() {
         let (stored, packed) = packed_sample(&sample(300_000)).await;
         let half = Bytes::copy_from_slice(&stored[..stored.len() / 2]);
         let broken = io::Error::new(io::ErrorKind::ConnectionReset, "reset");
         let reader = StreamReader::new(stream::iter([Ok(half), Err(broken)]));
-        let mut unpacked = unpack(reader, packed.plain, packed.stored);
+        let mut unpacked = unpack(reader, packed.plain, packed.stored, None);
         let error = unpacked.reader.read_to_end(&mut Vec::new()).await.unwrap_err();
         assert_ne!(error.kind(), io::ErrorKind::InvalidData, "{error}");
     }

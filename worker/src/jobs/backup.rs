@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::backups::keep::BEFORE_MIGRATION;
 use crate::backups::manifest::{Keys, stock_commands};
 use crate::backups::packing::packed;
-use crate::backups::{self, Backup as Existing, Data, Manifest, Measure, Packing, Swept};
+use crate::backups::{self, Backup as Existing, Data, Manifest, Measure, Packing, Seal, Swept};
 use crate::context::{Context, Step};
 use crate::databases::{Database, Dump, DumpFacts};
 use crate::handler::{Failure, Handler, Output};
@@ -94,16 +94,17 @@ impl Handler for Backup {
     async fn run(&self, cx: &Context) -> Result<Output, Failure> {
         let database = cx.world().database(&self.database).await?;
         let store = cx.world().store(&self.store).await?;
+        let seal = cx.world().seal(&self.store).await?;
         let keys = Keys::of(&self.database, cx.job().attempt.job, cx.job().created_at);
         let backup = match backups::find(&*store, &keys.manifest()).await? {
             Some(existing) => {
-                let verified = backups::verify(&*store, &*database, &existing.manifest.data).await;
+                let verified = backups::verify(&*store, &*database, &existing.manifest.data, &seal).await;
                 verified.map_err(|failure| {
                     failure.context("an earlier attempt made the backup, but it cannot be read back")
                 })?;
                 existing
             }
-            None => self.make(cx, &*database, &*store, &keys).await?,
+            None => self.make(cx, &*database, &*store, &seal, &keys).await?,
         };
         sweep(&*store, &backup, cx.now()).await;
         Ok(output(&backup))
@@ -117,6 +118,7 @@ impl Backup {
         cx: &Context,
         database: &dyn Database,
         store: &dyn Store,
+        seal: &Seal,
         keys: &Keys,
     ) -> Result<Existing, Failure> {
         // Parts of earlier attempts. Their whole data stays until the manifest is written: see `sweep_rivals`.
@@ -128,14 +130,14 @@ impl Backup {
         );
         let uploaded = match cx.step::<Uploaded>("upload").await? {
             Step::Finished(uploaded) if is_there(store, &uploaded.data).await? => uploaded,
-            Step::Finished(_) => self.upload(cx, database, store, keys).await?,
+            Step::Finished(_) => self.upload(cx, database, store, seal, keys).await?,
             Step::Fresh(step) | Step::Unknown(step) => {
-                let uploaded = self.upload(cx, database, store, keys).await?;
+                let uploaded = self.upload(cx, database, store, seal, keys).await?;
                 step.finish(&uploaded).await?;
                 uploaded
             }
         };
-        prove(store, database, &uploaded.data).await?;
+        prove(store, database, &uploaded.data, seal).await?;
         // The ledger refuses this step to a stale attempt, so that none publishes.
         let step = cx.step::<String>("manifest").await?;
         let backup = Existing { key: keys.manifest(), manifest: self.manifest(cx, uploaded) };
@@ -151,18 +153,19 @@ impl Backup {
         cx: &Context,
         database: &dyn Database,
         store: &dyn Store,
+        seal: &Seal,
         keys: &Keys,
     ) -> Result<Uploaded, Failure> {
         let started_at = cx.now();
         let dump = database.dump(&cx.job().attempt.job.to_string()).await?;
-        let key = keys.data(cx.job().attempt);
+        let key = keys.data(cx.job().attempt, seal.encryption().is_some());
         let mut upload = store.begin(&key, dump.estimate()).await?;
         info!(database = self.database, key, expected_bytes = dump.estimate(), "backup begins");
-        match transfer(dump, &mut *upload).await {
+        match transfer(dump, &mut *upload, seal.clone()).await {
             Ok((facts, plain, stored)) => {
                 // One that is there already is our own, its answer lost, or it is found out when it is read back.
                 upload.finish().await?;
-                let data = Data::packed(key, plain, stored);
+                let data = Data::packed(key, plain, stored, seal.encryption());
                 Ok(Uploaded { data, facts, attempt: cx.job().attempt.number, started_at })
             }
             Err(failure) => {
@@ -193,8 +196,8 @@ impl Backup {
 }
 
 /// Moves a dump through the compressor into the upload. It is whole only if the dump says so after its last byte.
-async fn transfer(mut dump: Box<dyn Dump>, upload: &mut dyn Upload) -> Result<(DumpFacts, Measure, Measure), Failure> {
-    let Packing { input, mut output, thread } = Packing::start();
+async fn transfer(mut dump: Box<dyn Dump>, upload: &mut dyn Upload, seal: Seal) -> Result<(DumpFacts, Measure, Measure), Failure> {
+    let Packing { input, mut output, thread } = Packing::start(seal);
     let feeding = async {
         let mut told = Instant::now();
         let mut bytes = 0_u64;
@@ -227,8 +230,8 @@ async fn transfer(mut dump: Box<dyn Dump>, upload: &mut dyn Upload) -> Result<(D
 }
 
 /// Reads the data back. What is not what was sent is deleted, so that the next attempt makes it anew.
-async fn prove(store: &dyn Store, database: &dyn Database, data: &Data) -> Result<(), Failure> {
-    match backups::verify(store, database, data).await {
+async fn prove(store: &dyn Store, database: &dyn Database, data: &Data, seal: &Seal) -> Result<(), Failure> {
+    match backups::verify(store, database, data, seal).await {
         Err(Failure::Discard(error)) => {
             store.delete(std::slice::from_ref(&data.key)).await?;
             Err(Failure::retry(error.context("the upload was not what was sent and is deleted")))

@@ -75,7 +75,7 @@ impl Handler for Restore {
         let backup = choose(cx, &*store, &self.store, &self.database, &self.backup).await?;
         if let Step::Fresh(step) | Step::Unknown(step) = cx.step::<Value>("restore").await? {
             info!(backup = backup.key, into = self.into, bytes = backup.manifest.data.plain.bytes, "restore begins");
-            let unpacked = backups::open(&*store, &backup.manifest.data).await?;
+            let unpacked = backups::open(&*store, &backup.manifest.data, &cx.world().seal(&self.store).await?).await?;
             let tag = cx.job().attempt.job.to_string();
             database.restore(&self.into, &tag, unpacked.reader).await?;
             step.finish(&Value::Null).await?;

@@ -135,7 +135,7 @@ impl Verify {
         scratch: Scratch,
     ) -> Result<Proof, Failure> {
         let begun = cx.now();
-        let unpacked = backups::open(store, &backup.manifest.data).await?;
+        let unpacked = backups::open(store, &backup.manifest.data, &cx.world().seal(&self.store).await?).await?;
         server.restore(&scratch.name(), &scratch.job.to_string(), unpacked.reader).await?;
         // Not "nothing was wrong" but "all was seen and right".
         unpacked.verdict.await.or_retry("the backup was not read to its end")?.map_err(Failure::Discard)?;
