@@ -132,7 +132,13 @@ pub fn http() -> reqwest::Client {
 /// A store's configuration, with the credentials of the test servers.
 pub fn store_config(url: &str) -> StoreConfig {
     let credentials = SecretText::parse(crate::s3::CREDENTIALS).expect("a text");
-    StoreConfig { url: url.to_owned(), credentials: Some(credentials), encrypt_to: Vec::new(), identity: None, keep: None }
+    StoreConfig {
+        url: url.to_owned(),
+        credentials: Some(credentials),
+        encrypt_to: Vec::new(),
+        identity: None,
+        keep: None,
+    }
 }
 
 /// A database's configuration.

@@ -124,7 +124,10 @@ pub async fn verify(store: &dyn Store, database: &dyn Database, data: &Data, sea
 async fn verify_stored(store: &dyn Store, data: &Data) -> Result<(), Failure> {
     let found = packing::measure(body(store, data).await?).await?;
     if found != data.stored {
-        let words = format!("the stored data has {} bytes with SHA-256 {}, not those of the manifest", found.bytes, found.sha256);
+        let words = format!(
+            "the stored data has {} bytes with SHA-256 {}, not those of the manifest",
+            found.bytes, found.sha256
+        );
         return Err(Failure::discard(io::Error::new(io::ErrorKind::InvalidData, words)));
     }
     Ok(())

@@ -120,11 +120,7 @@ fn threads() -> u32 {
     u32::try_from(cores).unwrap_or(MOST_THREADS).min(MOST_THREADS)
 }
 
-fn unpack_into(
-    stored: impl Read,
-    pieces: &mpsc::Sender<io::Result<Bytes>>,
-    seal: Option<&Seal>,
-) -> io::Result<Packed> {
+fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>, seal: Option<&Seal>) -> io::Result<Packed> {
     let mut stored = Measured::new(stored);
     let opened: Box<dyn Read> = match seal {
         Some(seal) => seal.open(&mut stored).map_err(as_damage)?,
@@ -162,7 +158,11 @@ pub(super) async fn measure(stored: impl AsyncRead + Send + Unpin + 'static) -> 
 /// What the decoder refuses is damage; what the store could not deliver is not, nor is a key that does not fit.
 fn as_damage(error: io::Error) -> io::Error {
     let delivered = error.get_ref().is_none_or(|inner| !inner.is::<NotDelivered>());
-    if delivered && error.kind() != io::ErrorKind::PermissionDenied { io::Error::new(io::ErrorKind::InvalidData, error) } else { error }
+    if delivered && error.kind() != io::ErrorKind::PermissionDenied {
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    } else {
+        error
+    }
 }
 
 /// Marks errors of the store on their way through the decoder.

@@ -103,9 +103,10 @@ impl Seal {
 fn not_opened(error: DecryptError) -> io::Error {
     match error {
         DecryptError::Io(error) => error,
-        DecryptError::NoMatchingKeys => {
-            io::Error::new(io::ErrorKind::PermissionDenied, "it is encrypted for others: no identity of the store opens it")
-        }
+        DecryptError::NoMatchingKeys => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "it is encrypted for others: no identity of the store opens it",
+        ),
         other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
     }
 }

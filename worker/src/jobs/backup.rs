@@ -196,7 +196,11 @@ impl Backup {
 }
 
 /// Moves a dump through the compressor into the upload. It is whole only if the dump says so after its last byte.
-async fn transfer(mut dump: Box<dyn Dump>, upload: &mut dyn Upload, seal: Seal) -> Result<(DumpFacts, Measure, Measure), Failure> {
+async fn transfer(
+    mut dump: Box<dyn Dump>,
+    upload: &mut dyn Upload,
+    seal: Seal,
+) -> Result<(DumpFacts, Measure, Measure), Failure> {
     let Packing { input, mut output, thread } = Packing::start(seal);
     let feeding = async {
         let mut told = Instant::now();
