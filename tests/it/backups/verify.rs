@@ -226,7 +226,7 @@ async fn what_a_job_left_that_ended_is_dropped_by_the_next_and_what_another_ledg
         run(&source, &format!("CREATE DATABASE {name}")).await;
     }
     proves(&world, &source, &json!({"database": "main", "store": "nightly"})).await;
-    let there = |name: String| async { databases_like(&source, &name).await };
+    let there = async |name: String| databases_like(&source, &name).await;
     assert_eq!((there(left.name()).await, there(unfinished).await, there(unknown.name()).await), (0, 0, 1));
     right(open_database(&source).await.drop_scratch(unknown).await);
     world.close().await;
