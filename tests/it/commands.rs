@@ -391,7 +391,7 @@ keep = { daily = '7d' }
     assert_eq!((&list()["backups"][0]["pinned"], &list()["backups"][0]["verdict"]), (&json!(false), &json!(null)));
 
     let shown = house.run(&["backups", "show", &key]).exits(0).stdout;
-    for part in [&*key, "sqlite 3.", "proven     never", "sha256sum --check", "zstd -d "] {
+    for part in [&*key, "sqlite 3.", "proven     never", "sha256sum --check", "zstd -dc "] {
         assert!(shown.contains(part), "`{part}` is not shown:\n{shown}");
     }
     assert_eq!(house.run(&["backups", "show", &key, "--json"]).exits(0).json()["manifest"]["database"], json!("app"));

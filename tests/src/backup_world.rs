@@ -144,7 +144,7 @@ pub fn store_config(url: &str) -> StoreConfig {
 /// A database's configuration.
 pub fn database_config(url: &str) -> DatabaseConfig {
     let url = SecretText::parse(url).expect("a text");
-    DatabaseConfig { url, environment: None, migrations: None, digests_up_to_mib: 1 }
+    DatabaseConfig { url, environment: None, migrations: None, digests_up_to_mib: 3 }
 }
 
 fn config(databases: &[(&str, &str)], stores: &[(&str, &str)]) -> WorldConfig {

@@ -44,12 +44,19 @@ impl Marks {
 }
 
 /// What a restore into a scratch database showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// When.
     pub at: Timestamp,
     /// That everything was as it should be, or that something was not. "Could not be found out" is no verdict.
     pub proven: bool,
+}
+
+impl Verdict {
+    /// The later one counts; of two of one second, the one that found something wrong.
+    fn weight(&self) -> (Timestamp, bool) {
+        (self.at, !self.proven)
+    }
 }
 
 /// What was found out, and how.
@@ -130,7 +137,7 @@ pub async fn last_proof(store: &dyn Store, backup: &str) -> Result<Option<Proof>
         let (of, verdict) = verdict(&object.key)?;
         (of == stem).then_some((verdict, &object.key))
     });
-    let Some((_, key)) = verdicts.max() else { return Ok(None) };
+    let Some((_, key)) = verdicts.max_by_key(|(verdict, _)| verdict.weight()) else { return Ok(None) };
     read(store, key).await
 }
 
@@ -169,7 +176,9 @@ pub(super) fn among(objects: &[ObjectInfo]) -> BTreeMap<String, Marks> {
     for object in objects {
         if let Some((stem, verdict)) = verdict(&object.key) {
             let marks = marks.entry(stem.to_owned()).or_default();
-            marks.verdict = marks.verdict.max(Some(verdict));
+            if marks.verdict.is_none_or(|known| known.weight() < verdict.weight()) {
+                marks.verdict = Some(verdict);
+            }
         } else if let Some(stem) = object.key.strip_suffix(PIN) {
             marks.entry(stem.to_owned()).or_default().pinned = true;
         }
@@ -237,6 +246,9 @@ mod tests {
         let all = among(&objects(&[second.key(STEM), first.key(STEM), format!("{STEM}{PIN}")]));
         assert!(all[STEM].pinned && all[STEM].disproved());
         assert_eq!(all[STEM].proven_at(), None);
+        let same_second = proof("2026-11-21T00:00:00Z", &["a row less"]);
+        assert!(among(&objects(&[first.key(STEM), same_second.key(STEM)]))[STEM].disproved());
+        assert!(among(&objects(&[same_second.key(STEM), first.key(STEM)]))[STEM].disproved());
         let all = among(&objects(&[first.key(STEM)]));
         assert_eq!(all[STEM].proven_at(), Some(first.at));
         assert_eq!(stem_of_mark(&first.key(STEM)), Some(STEM));

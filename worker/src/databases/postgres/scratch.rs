@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 use tracing::Instrument;
@@ -47,7 +47,9 @@ pub(super) async fn all(server: &Postgres) -> Result<Vec<Scratch>, Failure> {
 /// The one value that a query reads. It is one statement: the server takes no more in this form.
 pub(super) async fn ask(connection: &mut PgConnection, sql: &str) -> Result<Value, Failure> {
     within(sqlx::raw_sql(READS).execute(&mut *connection)).await?;
-    let sql = format!("SELECT row_to_json(answer)::text FROM (\n{}\n) AS answer LIMIT 2", bare(sql));
+    // All columns, also those of one name.
+    let values = "(SELECT json_agg(value) FROM json_each(row_to_json(answer)))::text";
+    let sql = format!("SELECT {values} FROM (\n{}\n) AS answer LIMIT 2", bare(sql));
     let asked = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).persistent(false).fetch_all(connection);
     let asked = asked.instrument(outside::database("postgresql", "assert"));
     let answered = tokio::time::timeout(QUESTION_DEADLINE, asked).await.or_retry("the database did not answer")?;
@@ -65,10 +67,11 @@ fn passes(code: &str) -> bool {
 }
 
 fn column(row: &str) -> Result<Value, Failure> {
-    let row: Map<String, Value> = serde_json::from_str(row).or_discard("reading the answer")?;
-    let count = row.len();
-    match row.into_iter().next() {
-        Some((_, value)) if count == 1 => Ok(value),
-        _ => Err(Failure::Discard(anyhow::anyhow!("it answers {count} columns; it must answer one value"))),
+    let mut row: Vec<Value> = serde_json::from_str(row).or_discard("reading the answer")?;
+    match (row.pop(), row.len()) {
+        (Some(value), 0) => Ok(value),
+        (_, more) => {
+            Err(Failure::Discard(anyhow::anyhow!("it answers {} columns; it must answer one value", more + 1)))
+        }
     }
 }
