@@ -131,8 +131,9 @@ fn stores<'a>(config: &'a Config, wanted: Option<&str>) -> Result<Vec<(&'a str, 
 }
 
 async fn open(config: &Config, name: &str, store: &StoreConfig) -> Result<Box<dyn Store>, Failure> {
-    let resolver = rooms::resolver(config).await;
-    within(name, worker::stores::open(name, store, &resolver)).await
+    // The clients of AWS are large, and would be part of every future that asks for one.
+    let resolver = Box::pin(rooms::resolver(config)).await;
+    Box::pin(within(name, worker::stores::open(name, store, &resolver))).await
 }
 
 /// Asks a store, for so long.
