@@ -1,5 +1,9 @@
 //! Backups and restores, from a job to bytes in a store and back, with everything going wrong in between.
 
+mod encryption;
+mod retention;
+mod verify;
+
 use std::time::Duration;
 
 use axum::http::Method;
@@ -9,7 +13,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use tests::backup_world::{BackupWorld, database_config, store_config};
 use tests::s3::{Bucket, Door, Passage};
-use worker::backups::{self, Listing};
+use worker::backups::{self, Listing, Manifest};
 use worker::databases::Database;
 use worker::stores::Store;
 use worker::{Failure, databases, stores};
@@ -23,7 +27,13 @@ const SHOP: &str = "
       FROM generate_series(1, 20000) n;
     INSERT INTO purchase (customer, at, total)
       SELECT 1 + n % 20000, 'epoch'::timestamptz + n * interval '1 minute', n / 7.0 FROM generate_series(1, 60000) n;
-    CREATE VIEW spent AS SELECT customer, sum(total) AS total FROM purchase GROUP BY customer;";
+    CREATE VIEW spent AS SELECT customer, sum(total) AS total FROM purchase GROUP BY customer;
+    CREATE TABLE parted (id int) PARTITION BY RANGE (id);
+    CREATE TABLE part_one PARTITION OF parted FOR VALUES FROM (0) TO (100);
+    INSERT INTO parted SELECT generate_series(1, 10);";
+
+/// What only `pg_dump` waits for: the table has no rows of its own, so that nobody counts them.
+const BLOCK: &str = "BEGIN; LOCK TABLE ONLY parted IN ACCESS EXCLUSIVE MODE";
 
 const CANARY: &str = "canary-7f3a-never-shown";
 
@@ -62,22 +72,8 @@ async fn stock_programs_alone_restore_a_backup_by_the_commands_in_its_manifest()
     let world = BackupWorld::with(&[("main", &source)], &[("nightly", &directory(&folder))]).await;
     world.complete("backup", &json!({"database": "main", "store": "nightly"})).await;
     let listing = listed(&directory(&folder)).await;
-    let manifest = &listing.backups[0].manifest;
-    let data = folder.path().join(&manifest.data.key);
     let copy = tests::postgres::fresh_database().await;
-    let name = copy.rsplit('/').next().unwrap();
-    let server = url::Url::parse(&source).unwrap();
-    for command in manifest.restore_with.iter().filter(|command| !command.starts_with("createdb")) {
-        let status = std::process::Command::new("sh")
-            .args(["-ec", &command.replace("--dbname=restored", &format!("--dbname={name}"))])
-            .env("PGHOST", server.host_str().unwrap())
-            .env("PGPORT", server.port().unwrap().to_string())
-            .env("PGUSER", server.username())
-            .env("PGPASSWORD", server.password().unwrap_or_default())
-            .current_dir(data.parent().unwrap())
-            .status();
-        assert!(status.unwrap().success(), "{command}");
-    }
+    restore_by_hand(&folder, &listing.backups[0].manifest, &source, &copy, &[]);
     assert_eq!(fingerprint(&copy).await, fingerprint(&source).await);
     world.close().await;
 }
@@ -123,7 +119,7 @@ async fn a_failed_dump_leaves_no_backup_and_nothing_else_and_the_next_attempt_ma
     let (source, folder) = (shop().await, TempDir::new().unwrap());
     let world = BackupWorld::with(&[("main", &source)], &[("nightly", &directory(&folder))]).await;
     let mut blocker = PgConnection::connect(&source).await.unwrap();
-    blocker.execute("BEGIN; LOCK TABLE purchase IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    blocker.execute(BLOCK).await.unwrap();
     let job = world.enqueue("backup", &json!({"database": "main", "store": "nightly"})).await;
     until_pg_dump_waits(&source).await;
     assert_eq!(terminate(&source, "waiting").await, 1);
@@ -267,7 +263,7 @@ async fn the_password_is_in_no_process_list_log_ledger_manifest_or_error() {
     let world = BackupWorld::with(&databases, &[("nightly", &directory(&folder))]).await;
 
     let mut blocker = PgConnection::connect(source.as_str()).await.unwrap();
-    blocker.execute("BEGIN; LOCK TABLE purchase IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    blocker.execute(BLOCK).await.unwrap();
     let job = world.enqueue("backup", &json!({"database": "main", "store": "nightly"})).await;
     until_pg_dump_waits(source.as_str()).await;
     let running = command_lines();
@@ -310,6 +306,30 @@ async fn a_restore_that_could_not_say_that_it_was_done_is_done_but_only_for_its_
     let other = new_name();
     assert!(database.restore(&other, "job-3", torn).await.is_err());
     assert_eq!(databases_like(&source, &other).await + databases_like(&source, "nightporter_job3").await, 0);
+}
+
+/// Runs the commands of a manifest where its data lies, with these files beside it, into a database that is there.
+fn restore_by_hand(folder: &TempDir, manifest: &Manifest, server: &str, into: &str, files: &[(&str, &str)]) {
+    let data = folder.path().join(&manifest.data.key);
+    let place = data.parent().unwrap();
+    for (name, text) in files {
+        std::fs::write(place.join(name), text).unwrap();
+    }
+    let (name, server) = (into.rsplit('/').next().unwrap(), url::Url::parse(server).unwrap());
+    for command in manifest.restore_with.iter().filter(|command| !command.starts_with("createdb")) {
+        let status = std::process::Command::new("bash")
+            .args(["-o", "pipefail", "-ec", &command.replace("--dbname=restored", &format!("--dbname={name}"))])
+            .env("PGHOST", server.host_str().unwrap())
+            .env("PGPORT", server.port().unwrap().to_string())
+            .env("PGUSER", server.username())
+            .env("PGPASSWORD", server.password().unwrap_or_default())
+            .current_dir(place)
+            .status();
+        assert!(status.unwrap().success(), "{command}");
+    }
+    for (name, _) in files {
+        std::fs::remove_file(place.join(name)).unwrap();
+    }
 }
 
 /// Holds a backup's attempt at the door, stops its worker there, opens the door and lets another worker finish the job.

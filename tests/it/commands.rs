@@ -366,6 +366,58 @@ url = 'file:backups'
 }
 
 #[test]
+fn a_backup_is_shown_proven_restored_and_pinned_by_commands() {
+    let house = House::new(
+        "\
+[server]
+listen = '127.0.0.1:0'
+[operators]
+listen = '127.0.0.1:0'
+[queue]
+ledger = 'sqlite:book.db'
+[databases.app]
+url = 'sqlite:app.db'
+[stores.here]
+url = 'file:backups'
+keep = { daily = '7d' }
+",
+    );
+    std::fs::write(house.path("app.db"), "").unwrap();
+    let up = house.start("up");
+    let arguments = ["run", "backup", "--with", "database=app", "--with", "store=here", "--reason", "x", "--wait"];
+    ask(&house, &up, &arguments).exits(0);
+    let list = || house.run(&["backups", "list", "--json"]).exits(0).json();
+    let key = list()["backups"][0]["key"].as_str().unwrap().to_owned();
+    assert_eq!((&list()["backups"][0]["pinned"], &list()["backups"][0]["verdict"]), (&json!(false), &json!(null)));
+
+    let shown = house.run(&["backups", "show", &key]).exits(0).stdout;
+    for part in [&*key, "sqlite 3.", "proven     never", "sha256sum --check", "zstd -dc "] {
+        assert!(shown.contains(part), "`{part}` is not shown:\n{shown}");
+    }
+    assert_eq!(house.run(&["backups", "show", &key, "--json"]).exits(0).json()["manifest"]["database"], json!("app"));
+    house.run(&["backups", "show", "app/none.manifest.json"]).exits(3);
+    house.run(&["backups", "show", "latest"]).exits(2);
+
+    let latest = ["latest", "--database", "app", "--store", "here", "--reason", "a drill"];
+    let verified = ask(&house, &up, &[&["backups", "verify"], &latest[..]].concat()).exits(0);
+    assert!(verified.stderr.contains("started job"), "{}", verified.stderr);
+    assert_eq!(list()["backups"][0]["verdict"]["proven"], json!(true));
+    assert!(house.run(&["backups", "show", &key]).exits(0).stdout.contains("0 rows in 0 tables"));
+    ask(&house, &up, &[&["backups", "restore", "--into", "copy.db"], &latest[..]].concat()).exits(0);
+    assert!(house.path("copy.db").exists());
+    ask(&house, &up, &[&["backups", "restore", "--into", "../copy.db"], &latest[..]].concat()).exits(2);
+
+    house.run(&["backups", "pin", &key, "--reason", "the audit"]).exits(0);
+    assert_eq!(list()["backups"][0]["pinned"], json!(true));
+    assert!(house.run(&["backups", "pin", &key, "--reason", "again"]).exits(0).stdout.contains("already"));
+    assert!(house.run(&["backups", "show", &key]).exits(0).stdout.contains("the audit"));
+    assert!(house.run(&["backups", "list"]).exits(0).stdout.contains("pinned"));
+    house.run(&["backups", "unpin", &key]).exits(0);
+    assert_eq!(list()["backups"][0]["pinned"], json!(false));
+    assert!(up.stop().success());
+}
+
+#[test]
 fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
     let house = House::new("");
     let told = house.run(&["demo", "--once", "--dir", "."]).exits(0).stdout;

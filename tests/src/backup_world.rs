@@ -34,13 +34,17 @@ pub struct BackupWorld {
 impl BackupWorld {
     /// A world with the given databases and stores, by name and address, and a worker that runs.
     pub async fn with(databases: &[(&str, &str)], stores: &[(&str, &str)]) -> Self {
+        Self::of(config(databases, stores)).await
+    }
+
+    /// A world of that configuration, and a worker that runs.
+    pub async fn of(config: WorldConfig) -> Self {
         let folder = TempDir::new().expect("a folder");
         let ledger = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let queue = Queue::open(&QueueConfig::new(ledger, "in-process")).await.expect("a queue");
         let stop = CancellationToken::new();
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
-        let config = config(databases, stores);
         let registry = Arc::new(worker::jobs::registry());
         let mut world = Self { queue, folder, config, registry, worker: None, upkeep };
         world.start_worker();
@@ -128,12 +132,19 @@ pub fn http() -> reqwest::Client {
 /// A store's configuration, with the credentials of the test servers.
 pub fn store_config(url: &str) -> StoreConfig {
     let credentials = SecretText::parse(crate::s3::CREDENTIALS).expect("a text");
-    StoreConfig { url: url.to_owned(), credentials: Some(credentials) }
+    StoreConfig {
+        url: url.to_owned(),
+        credentials: Some(credentials),
+        encrypt_to: Vec::new(),
+        identity: None,
+        keep: None,
+    }
 }
 
 /// A database's configuration.
 pub fn database_config(url: &str) -> DatabaseConfig {
-    DatabaseConfig { url: SecretText::parse(url).expect("a text"), environment: None, migrations: None }
+    let url = SecretText::parse(url).expect("a text");
+    DatabaseConfig { url, environment: None, migrations: None, digests_up_to_mib: 3 }
 }
 
 fn config(databases: &[(&str, &str)], stores: &[(&str, &str)]) -> WorldConfig {

@@ -2,6 +2,7 @@
 //!
 //! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`] and [`channels`].
 
+mod assertion;
 pub mod backups;
 pub mod channels;
 mod consumer;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemas::{Catalog, LimitConfig, Names};
 use secrets::Resolver;
 
+use crate::backups::Seal;
 use crate::channels::{Channel, ChannelConfig, Route};
 use crate::databases::{Database, DatabaseConfig};
 use crate::handler::Failure;
@@ -74,6 +75,16 @@ impl World {
     pub async fn store(&self, name: &str) -> Result<Box<dyn Store>, Failure> {
         let config = self.config.stores.get(name).ok_or_else(|| unknown("store", name))?;
         crate::stores::open(name, config, &self.secrets).await
+    }
+
+    /// For whom that store's backups are encrypted, and what opens them.
+    pub async fn seal(&self, name: &str) -> Result<Seal, Failure> {
+        Seal::of(name, self.store_config(name)?, &self.secrets).await
+    }
+
+    /// How that store is configured.
+    pub fn store_config(&self, name: &str) -> Result<&StoreConfig, Failure> {
+        self.config.stores.get(name).ok_or_else(|| unknown("store", name))
     }
 
     /// The channel of that name.

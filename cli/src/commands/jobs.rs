@@ -77,6 +77,13 @@ fn rows(jobs: &[JobView]) -> String {
     table(["ID", "KIND", "STATE", "CREATED", "REASON"], jobs.iter().map(row))
 }
 
+/// Where one job stands, in a line.
+pub(crate) fn progress(job: &JobView) -> String {
+    let open = job.steps.iter().rev().find(|step| step.finished_at.is_none());
+    let at = open.map(|step| format!(", at `{}`", step.name)).unwrap_or_default();
+    format!("{} is {}{at}", job.kind, job.state.as_str())
+}
+
 /// All about one job.
 pub(crate) fn details(job: &JobView) -> String {
     let head = facts([

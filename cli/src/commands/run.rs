@@ -108,14 +108,15 @@ async fn wait_for_run(client: &Client, id: RunId, deadline: Instant, output: Out
     }
 }
 
-async fn wait_for_job(client: &Client, id: JobId, deadline: Instant, output: Output) -> Result<(), Failure> {
+/// Waits until a job has ended, prints it, and takes its outcome as this command's.
+pub(crate) async fn wait_for_job(client: &Client, id: JobId, deadline: Instant, output: Output) -> Result<(), Failure> {
     let mut said = String::new();
     let ended = wait(
         deadline,
         &format!("job {id}"),
         || async {
             let job: JobView = client.get(&format!("jobs/{id}")).await?;
-            Ok((job.state.is_finished(), format!("{} is {}", job.kind, job.state.as_str()), job))
+            Ok((job.state.is_finished(), jobs::progress(&job), job))
         },
         &mut said,
     )

@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 14] = [
+const PLACES: [&[&str]; 15] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -15,6 +15,7 @@ const PLACES: [&[&str]; 14] = [
     &["connections", "github", "token"],
     &["databases", "*", "url"],
     &["stores", "*", "credentials"],
+    &["stores", "*", "identity"],
     &["channels", "*", "slack"],
     &["channels", "*", "discord"],
     &["channels", "*", "pagerduty", "routing_key"],

@@ -12,6 +12,8 @@ use sha2::{Digest, Sha256};
 use worker::WorldConfig;
 use worker::channels::{ChannelConfig, route};
 use worker::heartbeat::HeartbeatConfig;
+use worker::backups::keep::Keep;
+use worker::stores::StoreConfig;
 use worker::world::{Connections, GithubConnection};
 
 use super::document::Document;
@@ -83,7 +85,7 @@ impl Reader<'_> {
         let heartbeat = self.heartbeat();
         let world = WorldConfig {
             databases: self.named("databases"),
-            stores: self.named("stores"),
+            stores: self.stores(),
             channels: self.channels(),
             connections: Connections { github: self.github() },
             limits: self.named("limits"),
@@ -168,6 +170,16 @@ impl Reader<'_> {
             self.problem(problem.within("heartbeat"));
         }
         Some(heartbeat)
+    }
+
+    fn stores(&mut self) -> BTreeMap<String, StoreConfig> {
+        let stores: BTreeMap<String, StoreConfig> = self.named("stores");
+        for (name, config) in &stores {
+            if let Some(problem) = config.keep.as_ref().and_then(Keep::problem) {
+                self.problem(Problem::new(problem).within("keep").within(name).within("stores"));
+            }
+        }
+        stores
     }
 
     fn github(&mut self) -> Option<GithubConnection> {

@@ -337,6 +337,7 @@ mod tests {
             ("[databases.NAME]", keys::<worker::databases::DatabaseConfig>()),
             ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
             ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),
+            ("[stores.NAME.keep]", keys::<worker::backups::keep::Keep>()),
             ("[channels.NAME]", keys::<worker::channels::ChannelConfig>()),
             ("[channels.NAME.pagerduty]", keys::<worker::channels::PagerdutyConfig>()),
             ("[channels.NAME.mail]", keys::<worker::channels::MailConfig>()),

@@ -22,7 +22,7 @@ use worker::{Context, Failure, Handler, Output, WorkerConfig, WorldConfig, jobs}
 /// A porter with the database `main`, whose migrations are as given.
 async fn porter(target: &Target, migrations: MigrationsConfig, github: Option<url::Url>) -> Porter {
     let url = SecretText::parse(&target.url()).unwrap();
-    let main = DatabaseConfig { url, environment: None, migrations: Some(migrations) };
+    let main = DatabaseConfig { url, environment: None, migrations: Some(migrations), digests_up_to_mib: 0 };
     let token = SecretText::parse(TOKEN).unwrap();
     let world = WorldConfig {
         databases: BTreeMap::from([("main".to_owned(), main)]),

@@ -7,10 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::MANIFEST;
 use super::packing::Measure;
+use super::sealing::Encryption;
 use crate::databases::DumpFacts;
 
 /// The version of the manifest's form that this binary writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
+
+/// How a key of data ends.
+const PACKED: &str = ".dump.zst";
+/// What follows where it is encrypted.
+const SEALED: &str = ".age";
 
 /// One backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,6 +28,9 @@ pub struct Manifest {
     /// What its maker called it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The tier that keeps it, where it is not one of those by time: `before_migration`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
     /// What the dump says about itself.
     #[serde(flatten)]
     pub dump: DumpFacts,
@@ -54,6 +63,9 @@ pub struct Data {
     pub key: String,
     /// `zstd`, with checksums in its frames.
     pub compression: String,
+    /// How what was compressed is encrypted, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// The dump itself.
     pub plain: Measure,
     /// What lies in the store.
@@ -62,8 +74,8 @@ pub struct Data {
 
 impl Data {
     /// Packed data under a key.
-    pub(crate) fn packed(key: String, plain: Measure, stored: Measure) -> Self {
-        Self { key, compression: "zstd".to_owned(), plain, stored }
+    pub(crate) fn packed(key: String, plain: Measure, stored: Measure, encryption: Option<Encryption>) -> Self {
+        Self { key, compression: "zstd".to_owned(), encryption, plain, stored }
     }
 }
 
@@ -110,8 +122,8 @@ impl Keys {
         format!("{}{MANIFEST}", self.stem)
     }
 
-    pub(crate) fn data(&self, attempt: AttemptId) -> String {
-        format!("{}.{}.dump.zst", self.stem, attempt.number)
+    pub(crate) fn data(&self, attempt: AttemptId, sealed: bool) -> String {
+        format!("{}.{}{PACKED}{}", self.stem, attempt.number, if sealed { SEALED } else { "" })
     }
 
     /// What all data of the job begins with.
@@ -122,7 +134,7 @@ impl Keys {
 
 /// The part of a key of data that its manifest's key begins with too.
 pub(super) fn stem_of_data(key: &str) -> Option<&str> {
-    let (stem, attempt) = key.strip_suffix(".dump.zst")?.rsplit_once('.')?;
+    let (stem, attempt) = key.strip_suffix(SEALED).unwrap_or(key).strip_suffix(PACKED)?.rsplit_once('.')?;
     attempt.parse::<u32>().is_ok().then_some(stem)
 }
 
@@ -130,14 +142,19 @@ pub(super) fn stem_of_data(key: &str) -> Option<&str> {
 pub(crate) fn stock_commands(facts: &DumpFacts, data: &Data) -> Vec<String> {
     let file = data.key.rsplit('/').next().unwrap_or(&data.key);
     let check = format!("echo '{}  {file}' | sha256sum --check", data.stored.sha256);
+    let unpacked = match &data.encryption {
+        // With the file that age-keygen wrote.
+        Some(_) => format!("age --decrypt --identity key.txt {file} | zstd -dc"),
+        None => format!("zstd -dc {file}"),
+    };
     let restore = match facts.engine.as_str() {
         "sqlite" => {
-            vec![format!("zstd -d {file} -o restored.db"), "sqlite3 restored.db 'PRAGMA integrity_check'".into()]
+            vec![format!("{unpacked} > restored.db"), "sqlite3 restored.db 'PRAGMA integrity_check'".into()]
         }
         _ => vec![
             "createdb --template=template0 restored".to_owned(),
             format!(
-                "zstd -dc {file} | pg_restore --dbname=restored --single-transaction --exit-on-error --no-owner --no-privileges"
+                "{unpacked} | pg_restore --dbname=restored --single-transaction --exit-on-error --no-owner --no-privileges"
             ),
         ],
     };
@@ -153,10 +170,12 @@ mod tests {
         let job: JobId = "0198c0de-0000-7000-8000-000000000001".parse().unwrap();
         let keys = Keys::of("main", job, "2026-11-20T02:00:01Z".parse().unwrap());
         assert_eq!(keys.manifest(), "main/2026/11/20261120T020001Z-0198c0de-0000-7000-8000-000000000001.manifest.json");
-        let data = keys.data(AttemptId { job, number: 2 });
+        let data = keys.data(AttemptId { job, number: 2 }, false);
         assert_eq!(data, "main/2026/11/20261120T020001Z-0198c0de-0000-7000-8000-000000000001.2.dump.zst");
         assert!(data.starts_with(&keys.all_data()));
         assert_eq!(stem_of_data(&data).map(|stem| format!("{stem}{MANIFEST}")), Some(keys.manifest()));
+        let sealed = keys.data(AttemptId { job, number: 2 }, true);
+        assert_eq!((sealed.as_str(), stem_of_data(&sealed)), (&*format!("{data}.age"), stem_of_data(&data)));
         assert_eq!(stem_of_data("main/notes.txt"), None);
     }
 

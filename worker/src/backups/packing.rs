@@ -5,7 +5,6 @@
 use std::io::{self, Read, Write};
 use std::num::NonZero;
 
-use anyhow::anyhow;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -15,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::sealing::Seal;
 use crate::handler::{Failure, OrFail};
 
 /// A good ratio at the speed of a dump; higher levels cost more time than they save bytes.
@@ -55,11 +55,11 @@ pub struct Packing {
 }
 
 impl Packing {
-    /// Starts the compressor.
-    pub fn start() -> Self {
+    /// Starts the compressor, which seals what it puts out.
+    pub fn start(seal: Seal) -> Self {
         let (input, dump) = mpsc::channel(PIECES);
         let (stored, output) = mpsc::channel(PIECES);
-        let thread = tokio::task::spawn_blocking(move || pack(dump, stored));
+        let thread = tokio::task::spawn_blocking(move || pack(dump, stored, &seal));
         Self { input, output, thread }
     }
 }
@@ -72,19 +72,25 @@ pub struct Unpacked {
     pub verdict: oneshot::Receiver<Result<(), anyhow::Error>>,
 }
 
-/// Unpacks stored bytes that must be as expected.
-pub fn unpack(stored: impl AsyncRead + Send + Unpin + 'static, plain: Measure, expected: Measure) -> Unpacked {
+/// Unpacks stored bytes that must be as expected; with a seal, they are sealed and it opens them.
+pub fn unpack(
+    stored: impl AsyncRead + Send + Unpin + 'static,
+    plain: Measure,
+    expected: Measure,
+    seal: Option<Seal>,
+) -> Unpacked {
     let (pieces, mut taken) = mpsc::channel::<io::Result<Bytes>>(PIECES);
     let (say, verdict) = oneshot::channel();
     let bridge = SyncIoBridge::new(stored);
     tokio::task::spawn_blocking(move || {
-        let unpacked = unpack_into(bridge, &pieces).and_then(|found| compare(&found, &plain, &expected));
+        let unpacked = unpack_into(bridge, &pieces, seal.as_ref()).and_then(|found| compare(&found, &plain, &expected));
         match unpacked {
             Ok(()) => {
                 let _ = say.send(Ok(())); // Whoever does not listen does not want to know.
             }
             Err(error) => {
-                let words = anyhow!("the backup's data is not what was stored: {error}");
+                let words = format!("the backup's data is not what was stored: {error}");
+                let words = anyhow::Error::new(io::Error::new(error.kind(), words));
                 let _ = pieces.blocking_send(Err(error));
                 let _ = say.send(Err(words));
             }
@@ -94,8 +100,9 @@ pub fn unpack(stored: impl AsyncRead + Send + Unpin + 'static, plain: Measure, e
     Unpacked { reader: Box::new(StreamReader::new(pieces)), verdict }
 }
 
-fn pack(mut dump: mpsc::Receiver<Bytes>, stored: mpsc::Sender<Bytes>) -> io::Result<Packed> {
-    let mut encoder = zstd::Encoder::new(Measured::new(Pieces::to(stored)), LEVEL)?;
+fn pack(mut dump: mpsc::Receiver<Bytes>, stored: mpsc::Sender<Bytes>, seal: &Seal) -> io::Result<Packed> {
+    let sealing = seal.around(Measured::new(Pieces::to(stored)))?;
+    let mut encoder = zstd::Encoder::new(sealing, LEVEL)?;
     encoder.include_checksum(true)?;
     encoder.multithread(threads())?;
     let mut plain = Tally::default();
@@ -103,7 +110,7 @@ fn pack(mut dump: mpsc::Receiver<Bytes>, stored: mpsc::Sender<Bytes>) -> io::Res
         plain.add(&piece);
         encoder.write_all(&piece)?;
     }
-    let mut out = encoder.finish()?;
+    let mut out = encoder.finish()?.finish()?;
     out.flush()?;
     Ok(Packed { plain: plain.measure(), stored: out.tally.measure() })
 }
@@ -113,8 +120,13 @@ fn threads() -> u32 {
     u32::try_from(cores).unwrap_or(MOST_THREADS).min(MOST_THREADS)
 }
 
-fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<Packed> {
-    let mut decoder = zstd::Decoder::new(Measured::new(stored))?;
+fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>, seal: Option<&Seal>) -> io::Result<Packed> {
+    let mut stored = Measured::new(stored);
+    let opened: Box<dyn Read> = match seal {
+        Some(seal) => seal.open(&mut stored).map_err(as_damage)?,
+        None => Box::new(&mut stored),
+    };
+    let mut decoder = zstd::Decoder::new(opened)?;
     let mut plain = Tally::default();
     loop {
         let mut piece = BytesMut::zeroed(PIECE);
@@ -127,16 +139,30 @@ fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>) -> i
         let sent = pieces.blocking_send(Ok(piece.freeze()));
         sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "it was not read to its end"))?;
     }
-    // All frames are at their end; what may still lie behind them belongs to the stored bytes' digest.
-    let mut rest = decoder.finish();
-    io::copy(&mut rest, &mut io::sink())?;
-    Ok(Packed { plain: plain.measure(), stored: rest.into_inner().tally.measure() })
+    // All frames are at their end. A seal's own end must be seen too; what may still lie behind belongs to the digest.
+    io::copy(&mut decoder.finish(), &mut io::sink()).map_err(as_damage)?;
+    io::copy(&mut stored, &mut io::sink())?;
+    Ok(Packed { plain: plain.measure(), stored: stored.tally.measure() })
 }
 
-/// What the decoder refuses is damage; what the store could not deliver is not.
+/// Reads stored bytes to their end.
+pub(super) async fn measure(stored: impl AsyncRead + Send + Unpin + 'static) -> Result<Measure, Failure> {
+    let bridge = SyncIoBridge::new(stored);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut stored = Measured::new(bridge);
+        io::copy(&mut stored, &mut io::sink()).map(|_| stored.tally.measure())
+    });
+    reading.await.or_retry("reading the backup panicked")?.or_retry("reading the backup")
+}
+
+/// What the decoder refuses is damage; what the store could not deliver is not, nor is a key that does not fit.
 fn as_damage(error: io::Error) -> io::Error {
-    let from_decoder = error.get_ref().is_none_or(|inner| !inner.is::<NotDelivered>());
-    if from_decoder { io::Error::new(io::ErrorKind::InvalidData, error) } else { error }
+    let delivered = error.get_ref().is_none_or(|inner| !inner.is::<NotDelivered>());
+    if delivered && error.kind() != io::ErrorKind::PermissionDenied {
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    } else {
+        error
+    }
 }
 
 /// Marks errors of the store on their way through the decoder.
@@ -249,91 +275,4 @@ pub(crate) async fn packed(thread: JoinHandle<io::Result<Packed>>) -> Result<Pac
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncReadExt;
-
-    use super::*;
-
-    /// Bytes that compress a little and are not the same everywhere.
-    fn sample(length: usize) -> Vec<u8> {
-        let mut state = 7_u32;
-        std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 28) as u8
-        })
-        .take(length)
-        .collect()
-    }
-
-    async fn packed_sample(dump: &[u8]) -> (Vec<u8>, Packed) {
-        let Packing { input, mut output, thread } = Packing::start();
-        let pieces: Vec<Bytes> = dump.chunks(100_000).map(Bytes::copy_from_slice).collect();
-        let feeding = tokio::spawn(async move {
-            for piece in pieces {
-                input.send(piece).await.unwrap();
-            }
-        });
-        let mut stored = Vec::new();
-        while let Some(piece) = output.recv().await {
-            stored.extend_from_slice(&piece);
-        }
-        feeding.await.unwrap();
-        (stored, thread.await.unwrap().unwrap())
-    }
-
-    async fn read_back(stored: Vec<u8>, packed: &Packed) -> io::Result<Vec<u8>> {
-        let mut unpacked = unpack(io::Cursor::new(stored), packed.plain.clone(), packed.stored.clone());
-        let mut dump = Vec::new();
-        let read = unpacked.reader.read_to_end(&mut dump).await;
-        let verdict = unpacked.verdict.await.unwrap();
-        assert_eq!(read.is_ok(), verdict.is_ok());
-        read.map(|_| dump)
-    }
-
-    #[tokio::test]
-    async fn what_is_packed_comes_back_and_is_measured_on_both_sides() {
-        for length in [0, 1, 3_000_000] {
-            let dump = sample(length);
-            let (stored, packed) = packed_sample(&dump).await;
-            assert_eq!(packed.stored.bytes, stored.len() as u64);
-            assert_eq!(packed.plain.sha256, hex::encode(Sha256::digest(&dump)));
-            assert_eq!(read_back(stored, &packed).await.unwrap(), dump);
-        }
-    }
-
-    #[tokio::test]
-    async fn any_flipped_byte_any_cut_and_anything_added_is_found() {
-        let (stored, packed) = packed_sample(&sample(300_000)).await;
-        let mut damaged: Vec<Vec<u8>> = Vec::new();
-        for at in [0, 5, stored.len() / 3, stored.len() / 2, stored.len() - 1] {
-            let mut flipped = stored.clone();
-            flipped[at] ^= 1;
-            damaged.push(flipped);
-        }
-        damaged.extend([1, stored.len() / 2, stored.len()].map(|cut| stored[..stored.len() - cut].to_vec()));
-        damaged.push([&stored[..], b"x"].concat());
-        damaged.push([&stored[..], &stored[..]].concat());
-        for bytes in damaged {
-            let error = read_back(bytes, &packed).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
-        }
-    }
-
-    #[tokio::test]
-    async fn another_whole_dump_in_its_place_is_found() {
-        let (_, packed) = packed_sample(&sample(1000)).await;
-        let (other, _) = packed_sample(&sample(1001)).await;
-        assert!(read_back(other, &packed).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_store_that_breaks_off_is_not_called_damage() {
-        let (stored, packed) = packed_sample(&sample(300_000)).await;
-        let half = Bytes::copy_from_slice(&stored[..stored.len() / 2]);
-        let broken = io::Error::new(io::ErrorKind::ConnectionReset, "reset");
-        let reader = StreamReader::new(stream::iter([Ok(half), Err(broken)]));
-        let mut unpacked = unpack(reader, packed.plain, packed.stored);
-        let error = unpacked.reader.read_to_end(&mut Vec::new()).await.unwrap_err();
-        assert_ne!(error.kind(), io::ErrorKind::InvalidData, "{error}");
-    }
-}
+mod tests;

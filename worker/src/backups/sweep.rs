@@ -6,9 +6,10 @@ use std::time::Duration;
 use schemas::Timestamp;
 
 use super::manifest::stem_of_data;
+use super::marks::stem_of_mark;
 use super::{Backup, MANIFEST, manifests};
 use crate::handler::Failure;
-use crate::stores::Store;
+use crate::stores::{ObjectInfo, Store};
 
 /// Data without a manifest, and parts of an upload, belong to nobody when they are older than this: an attempt ends after
 /// a day. (S3 dates large objects by the beginning of their upload.)
@@ -36,18 +37,23 @@ pub async fn sweep_rivals(store: &dyn Store, backup: &Backup, now: Timestamp) ->
     Ok(Swept { objects: rivals.len() as u64, uploads })
 }
 
-/// Removes a database's data that never got a manifest, and uploads that never ended, if they are old enough to belong
+/// Removes a database's data and marks that have no manifest, and uploads that never ended, if they are old enough to belong
 /// to nobody.
 pub async fn sweep_orphans(store: &dyn Store, database: &str, now: Timestamp) -> Result<Swept, Failure> {
     let prefix = format!("{database}/");
     let objects = store.list(&prefix).await?;
     let whole: BTreeSet<&str> = manifests(&objects).filter_map(|key| key.strip_suffix(MANIFEST)).collect();
     let old = objects.iter().filter(|object| (now - object.modified).to_std().unwrap_or_default() >= ORPHANED);
-    let orphans = old.filter(|object| stem_of_data(&object.key).is_some_and(|stem| !whole.contains(stem)));
+    let orphans = old.filter(|object| stem_of(object).is_some_and(|stem| !whole.contains(stem)));
     let orphans: Vec<String> = orphans.map(|object| object.key.clone()).collect();
     store.delete(&orphans).await?;
     let uploads = store.sweep_uploads(&prefix, ORPHANED, now).await?;
     Ok(Swept { objects: orphans.len() as u64, uploads })
+}
+
+/// Of what belongs to a backup beside its manifest: the part of the key that the manifest's begins with.
+fn stem_of(object: &ObjectInfo) -> Option<&str> {
+    stem_of_data(&object.key).or_else(|| stem_of_mark(&object.key))
 }
 
 #[cfg(test)]
@@ -61,17 +67,22 @@ mod tests {
     async fn only_data_that_is_old_and_has_no_manifest_is_an_orphan() {
         let folder = tempfile::tempdir().unwrap();
         let Ok(store) = Directory::new(folder.path().to_str().unwrap()) else { panic!("refused") };
-        for key in ["a/2026/11/x.1.dump.zst", "a/2026/11/y.1.dump.zst", "a/2026/11/y.manifest.json", "ab/z.1.dump.zst"]
-        {
+        let marks = ["a/2026/11/x.pin.json", "a/2026/11/y.pin.json"];
+        let others =
+            ["a/2026/11/x.1.dump.zst", "a/2026/11/y.1.dump.zst", "a/2026/11/y.manifest.json", "ab/z.1.dump.zst"];
+        for key in marks.into_iter().chain(others) {
             assert!(store.put_if_absent(key, Bytes::from_static(b"x")).await.is_ok());
         }
         let written = chrono::DateTime::from(std::time::SystemTime::now());
         let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_hours(20)).await else { panic!() };
         assert_eq!(swept, Swept::default());
         let Ok(swept) = sweep_orphans(&store, "a", written + Duration::from_hours(30)).await else { panic!() };
-        assert_eq!(swept.objects, 1);
+        assert_eq!(swept.objects, 2);
         let Ok(left) = store.list("").await else { panic!() };
         let left: Vec<String> = left.into_iter().map(|object| object.key).collect();
-        assert_eq!(left, ["a/2026/11/y.1.dump.zst", "a/2026/11/y.manifest.json", "ab/z.1.dump.zst"]);
+        assert_eq!(
+            left,
+            ["a/2026/11/y.1.dump.zst", "a/2026/11/y.manifest.json", "a/2026/11/y.pin.json", "ab/z.1.dump.zst"]
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Databases: what backups read, restores fill and migrations change. A new engine is a file here and an arm in [`open`].
 
+pub(crate) mod contents;
 pub mod pooler;
 mod postgres;
 mod program;
@@ -9,12 +10,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use secrets::{ExposeSecret, Resolver, SecretText};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::AsyncRead;
 
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 use crate::rows::{Named, Walk};
+
+pub use contents::{Contents, Digests, Scratch, Table};
 
 /// A database as the configuration file spells it.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,6 +32,14 @@ pub struct DatabaseConfig {
     /// Where its migrations are.
     #[serde(default)]
     pub migrations: Option<MigrationsConfig>,
+    /// Backups take digests of the rows of tables up to this size, in MiB, and only count the rows of larger ones.
+    #[serde(default = "digests_up_to_mib")]
+    pub digests_up_to_mib: u64,
+}
+
+/// Some ten seconds for each table, at most.
+fn digests_up_to_mib() -> u64 {
+    2048
 }
 
 /// Where a database's migrations are.
@@ -61,6 +73,9 @@ pub enum Tool {
 /// A database that can be reached.
 #[async_trait]
 pub trait Database: Send + Sync {
+    /// `postgresql` or `sqlite`, as dumps say it too.
+    fn engine(&self) -> &'static str;
+
     /// Begins a dump in one consistent snapshot. `tag` names the work: what an earlier attempt with the same tag left
     /// behind is removed.
     async fn dump(&self, tag: &str) -> Result<Box<dyn Dump>, Failure>;
@@ -78,6 +93,18 @@ pub trait Database: Send + Sync {
 
     /// Opens a walk over the rows of a table.
     async fn walk(&self, named: Named<'_>) -> Result<Walk, Failure>;
+
+    /// Drops the scratch database of a job, and what was never finished of it, whoever uses it.
+    async fn drop_scratch(&self, scratch: Scratch) -> Result<(), Failure>;
+
+    /// The scratch databases that there are beside this one.
+    async fn scratches(&self) -> Result<Vec<Scratch>, Failure>;
+
+    /// What the tables of a scratch database hold, with digests of those tables that have one in `like`.
+    async fn contents(&self, scratch: Scratch, like: &Contents) -> Result<Contents, Failure>;
+
+    /// What a scratch database answers to a query that reads one value.
+    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure>;
 
     /// Takes the lock of a migration tool on this database, by polling, and opens the tool's history.
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure>;
@@ -109,6 +136,9 @@ pub struct DumpFacts {
     pub made_with: String,
     /// What it said and nevertheless succeeded.
     pub warnings: Vec<String>,
+    /// What the tables held in the dump's snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<Contents>,
 }
 
 /// Opens the database: resolves its address and finds its engine.
@@ -120,10 +150,32 @@ pub async fn open(name: &str, config: &DatabaseConfig, secrets: &Resolver) -> Re
     };
     let address = address.expose_secret();
     match address.split(':').next() {
-        Some("postgres" | "postgresql") => Ok(Box::new(postgres::Postgres::new(name, address)?)),
+        Some("postgres" | "postgresql") => {
+            let digests_up_to = config.digests_up_to_mib.saturating_mul(1024 * 1024);
+            Ok(Box::new(postgres::Postgres::new(name, address, digests_up_to)?))
+        }
         Some("sqlite") => Ok(Box::new(sqlite::Sqlite::new(name, address)?)),
         _ => Err(Failure::Discard(anyhow::anyhow!(
             "the address of the database `{name}` is neither `postgres://...` nor `sqlite:<path>`"
         ))),
+    }
+}
+
+/// A name as statements spell it.
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A query as part of another: without the semicolon that people end it with.
+fn bare(sql: &str) -> &str {
+    sql.trim_end().trim_end_matches(';')
+}
+
+/// The one value that a query answered.
+fn one_value(mut rows: Vec<Value>) -> Result<Value, Failure> {
+    match (rows.pop(), rows.is_empty()) {
+        (Some(value), true) => Ok(value),
+        (None, _) => Err(Failure::Discard(anyhow::anyhow!("it answers no row; it must answer one value"))),
+        (Some(_), false) => Err(Failure::Discard(anyhow::anyhow!("it answers several rows; it must answer one value"))),
     }
 }

@@ -2,49 +2,45 @@
 //!
 //! The password goes to them through the environment, never through arguments, which everyone on the machine can read.
 
+mod contents;
+mod dump;
+mod scratch;
+
 use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::ChildStdout;
+use tokio::io::AsyncRead;
 use url::Url;
 
 use super::pooler::pooled;
 use super::program::{Program, suited};
-use super::{Database, Dump, DumpFacts, Tool};
+use super::{Contents, Database, Digests, Dump, Scratch, Tool, identifier};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 use crate::rows::{Named, Walk};
 
+/// As dumps name it.
+const ENGINE: &str = "postgresql";
 /// Connecting and each short statement must be done within this.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Making or dropping a database, which waits for a checkpoint.
 const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
-/// A dump that says nothing for so long is stuck: `pg_dump` waits without end for a lock, or for a dead server.
-const SILENCE: Duration = Duration::from_hours(1);
-/// Bytes of a dump are handed on in pieces of this size.
-const PIECE: usize = 256 * 1024;
 
 /// A `PostgreSQL` database.
 pub(super) struct Postgres {
     url: Url,
     options: PgConnectOptions,
-}
-
-struct PgDump {
-    program: Program,
-    output: ChildStdout,
-    facts: DumpFacts,
-    estimate: u64,
+    /// Dumps take digests of tables up to so many bytes.
+    digests_up_to: u64,
 }
 
 impl Postgres {
-    pub(super) fn new(name: &str, address: &str) -> Result<Self, Failure> {
+    pub(super) fn new(name: &str, address: &str, digests_up_to: u64) -> Result<Self, Failure> {
         // The parser's own words may quote the address, and the password with it.
         let wrong = || Failure::Discard(anyhow::anyhow!("the address of the database `{name}` is not a URL"));
         let url = Url::parse(address).map_err(|_| wrong())?;
@@ -52,12 +48,11 @@ impl Postgres {
             return Err(Failure::Discard(anyhow::anyhow!("the address of the database `{name}` is refused: {reason}")));
         }
         let options = PgConnectOptions::from_str(address).map_err(|_| wrong())?;
-        Ok(Self { url, options: options.application_name("nightporter").disable_statement_logging() })
+        Ok(Self { url, options: options.application_name("nightporter").disable_statement_logging(), digests_up_to })
     }
 
     async fn connect(&self) -> Result<PgConnection, Failure> {
-        let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(&self.options)).await;
-        connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+        connect_with(&self.options).await
     }
 
     async fn server(&self, connection: &mut PgConnection) -> Result<(u32, String, u64), Failure> {
@@ -124,24 +119,12 @@ impl Postgres {
 
 #[async_trait]
 impl Database for Postgres {
+    fn engine(&self) -> &'static str {
+        ENGINE
+    }
+
     async fn dump(&self, _tag: &str) -> Result<Box<dyn Dump>, Failure> {
-        let mut connection = self.connect().await?;
-        let (major, server_version, estimate) = self.server(&mut connection).await?;
-        drop(connection);
-        // It reads the backup through at the end: better missed now than then.
-        suited("pg_restore", major).await?;
-        // Compression is left to us (-Z0): pg_dump's own is a third as fast.
-        let arguments = ["--format=custom", "--compress=0", "--no-owner", "--no-privileges", "--no-password"];
-        let (mut program, made_with) = self.start("pg_dump", &arguments, major, None).await?;
-        let output = program.take_output()?;
-        let facts = DumpFacts {
-            engine: "postgresql".to_owned(),
-            server_version,
-            format: "pg_dump custom".to_owned(),
-            made_with,
-            warnings: Vec::new(),
-        };
-        Ok(Box::new(PgDump { program, output, facts, estimate }))
+        dump::begin(self).await
     }
 
     async fn read_through(&self, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure> {
@@ -170,7 +153,7 @@ impl Database for Postgres {
             None => {}
         }
         // It gets its name when it is whole. What an earlier attempt of this job left unfinished is dropped.
-        let unfinished = format!("nightporter_{}", tag.replace('-', ""));
+        let unfinished = unfinished(tag);
         drop_database(&mut connection, &unfinished).await?;
         let filled = self.fill(&mut connection, &unfinished, dump).await;
         let settled = match filled {
@@ -207,6 +190,24 @@ impl Database for Postgres {
 
     async fn walk(&self, named: Named<'_>) -> Result<Walk, Failure> {
         Walk::over(self.connect().await?, named).await
+    }
+
+    async fn drop_scratch(&self, scratch: Scratch) -> Result<(), Failure> {
+        scratch::drop_it(self, scratch).await
+    }
+
+    async fn scratches(&self) -> Result<Vec<Scratch>, Failure> {
+        scratch::all(self).await
+    }
+
+    async fn contents(&self, scratch: Scratch, like: &Contents) -> Result<Contents, Failure> {
+        let mut connection = scratch::connect(self, scratch).await?;
+        contents::contents(&mut connection, Digests::As(like)).await
+    }
+
+    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
+        let mut connection = scratch::connect(self, scratch).await?;
+        scratch::ask(&mut connection, sql).await
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
@@ -323,31 +324,18 @@ async fn within<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
     tokio::time::timeout(DEADLINE, asked).await.or_retry("the database did not answer")?.or_retry("asking the database")
 }
 
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
+    let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(options)).await;
+    connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+}
+
+/// The name of what a job restores until it is whole.
+fn unfinished(tag: &str) -> String {
+    format!("nightporter_{}", tag.replace('-', ""))
 }
 
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
-}
-
-#[async_trait]
-impl Dump for PgDump {
-    fn estimate(&self) -> u64 {
-        self.estimate
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        let mut piece = BytesMut::with_capacity(PIECE);
-        let read = tokio::time::timeout(SILENCE, self.output.read_buf(&mut piece)).await;
-        let read = read.or_retry("pg_dump said nothing for an hour")?.or_retry("reading from pg_dump")?;
-        Ok((read > 0).then(|| piece.freeze()))
-    }
-
-    async fn finish(self: Box<Self>) -> Result<DumpFacts, Failure> {
-        let warnings = self.program.end_well().await?;
-        Ok(DumpFacts { warnings, ..self.facts })
-    }
 }
 
 #[cfg(test)]
@@ -356,7 +344,7 @@ mod tests {
 
     #[test]
     fn the_programs_are_told_by_environment_what_the_address_says() {
-        let database = Postgres::new("main", "postgres://app:p%40ss@db.example.com:5433/shop?sslmode=require");
+        let database = Postgres::new("main", "postgres://app:p%40ss@db.example.com:5433/shop?sslmode=require", 0);
         let Ok(database) = database else { panic!("refused") };
         let told = database.environment(None);
         let of = |name: &str| told.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.as_str());
@@ -370,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_poolers_address_is_refused_without_showing_the_password() {
-        let refused = Postgres::new("main", "postgres://app:hunter2@ep-x-pooler.neon.tech/shop");
+        let refused = Postgres::new("main", "postgres://app:hunter2@ep-x-pooler.neon.tech/shop", 0);
         let Err(Failure::Discard(error)) = refused else { panic!("taken") };
         let words = format!("{error:#}");
         assert!(

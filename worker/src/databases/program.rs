@@ -125,11 +125,12 @@ impl Program {
     }
 }
 
-/// Bytes that are not those of the manifest stay wrong; a store that does not answer may answer later.
+/// Bytes that are not those of the manifest stay wrong, and so does a key that does not open them; a store that does not
+/// answer may answer later.
 pub(super) fn not_read(error: std::io::Error) -> Failure {
-    let damaged = error.kind() == std::io::ErrorKind::InvalidData;
+    let stays = matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::PermissionDenied);
     let error = anyhow::Error::new(error).context("reading the dump");
-    if damaged { Failure::Discard(error) } else { Failure::retry(error) }
+    if stays { Failure::Discard(error) } else { Failure::retry(error) }
 }
 
 async fn keep_beginning(output: Option<impl AsyncRead + Unpin>) -> String {

@@ -1,5 +1,7 @@
 //! `SQLite`: a backup is a compacted copy of the file, made in one transaction and checked before it is sent.
 
+mod contents;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -7,13 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::program::not_read;
-use super::{Database, Dump, DumpFacts, Tool};
+use super::{Contents, Database, Dump, DumpFacts, Scratch, Tool};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
@@ -21,6 +24,8 @@ use crate::outside;
 use crate::rows::{Named, Walk};
 use tracing::Instrument;
 
+/// As dumps name it.
+const ENGINE: &str = "sqlite";
 /// Waits so long for a writer of the application.
 const BUSY: Duration = Duration::from_secs(30);
 /// Copying and checking a file must be done within this.
@@ -55,31 +60,42 @@ impl Sqlite {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         self.path.with_file_name(format!(".{name}.{tag}.unfinished"))
     }
+
+    /// The job that never finished the file of that name.
+    fn unfinished_of(&self, name: &str) -> Option<Scratch> {
+        let scratch = Scratch { job: name.strip_suffix(".unfinished")?.rsplit_once('.')?.1.parse().ok()? };
+        self.beside(&scratch.job.to_string()).ends_with(name).then_some(scratch)
+    }
 }
 
 #[async_trait]
 impl Database for Sqlite {
+    fn engine(&self) -> &'static str {
+        ENGINE
+    }
+
     async fn dump(&self, tag: &str) -> Result<Box<dyn Dump>, Failure> {
         let copy = self.beside(tag);
         remove(&copy).await?; // An earlier attempt's.
         let version = copy_into(&self.path, &copy).await;
-        let checked = match version {
-            Ok(version) => check(&copy).await.map(|()| version),
+        let counted = match version {
+            Ok(version) => counted(&copy).await.map(|contents| (version, contents)),
             Err(failure) => Err(failure),
         };
-        let opened = match checked {
-            Ok(version) => File::open(&copy).await.or_retry("opening the copy").map(|file| (version, file)),
+        let opened = match counted {
+            Ok(facts) => File::open(&copy).await.or_retry("opening the copy").map(|file| (facts, file)),
             Err(failure) => Err(failure),
         };
         remove(&copy).await?; // The open file stays readable; nothing is left if this process dies.
-        let (version, file) = opened?;
+        let ((version, contents), file) = opened?;
         let bytes = file.metadata().await.or_retry("looking at the copy")?.len();
         let facts = DumpFacts {
-            engine: "sqlite".to_owned(),
+            engine: ENGINE.to_owned(),
             server_version: version.clone(),
             format: "sqlite file".to_owned(),
             made_with: format!("SQLite {version} (VACUUM INTO)"),
             warnings: Vec::new(),
+            contents: Some(contents),
         };
         Ok(Box::new(FileDump { file, bytes, facts }))
     }
@@ -123,6 +139,34 @@ impl Database for Sqlite {
         )))
     }
 
+    async fn drop_scratch(&self, scratch: Scratch) -> Result<(), Failure> {
+        for suffix in ["", "-journal", "-wal", "-shm"] {
+            remove(&self.path.with_file_name(format!("{}{suffix}", scratch.name()))).await?;
+        }
+        remove(&self.beside(&scratch.job.to_string())).await
+    }
+
+    async fn scratches(&self) -> Result<Vec<Scratch>, Failure> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut entries = tokio::fs::read_dir(folder).await.or_retry("listing the database's folder")?;
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next_entry().await.or_retry("listing the database's folder")? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            found.extend(Scratch::named(&name).or_else(|| self.unfinished_of(&name)));
+        }
+        Ok(found)
+    }
+
+    async fn contents(&self, scratch: Scratch, _like: &Contents) -> Result<Contents, Failure> {
+        let mut connection = open_alone(&self.path.with_file_name(scratch.name())).await?;
+        contents::count(&mut connection).await
+    }
+
+    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
+        let mut connection = open_alone(&self.path.with_file_name(scratch.name())).await?;
+        contents::ask(&mut connection, sql).await
+    }
+
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
         crate::migrations::open_sqlite(&self.path, tool).await
     }
@@ -150,6 +194,21 @@ async fn open(path: &Path) -> Result<SqliteConnection, Failure> {
     options.disable_statement_logging().connect().await.or_retry("opening the SQLite database")
 }
 
+/// Opens a file that nobody else uses, to read it.
+async fn open_alone(path: &Path) -> Result<SqliteConnection, Failure> {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(false).immutable(true).read_only(true);
+    options.disable_statement_logging().connect().await.or_retry("opening the copy")
+}
+
+/// What the tables of a right copy hold.
+async fn counted(path: &Path) -> Result<Contents, Failure> {
+    check(path).await?;
+    let mut connection = open_alone(path).await?;
+    let contents = contents::count(&mut connection).await?;
+    connection.close().await.or_retry("closing the copy")?;
+    Ok(contents)
+}
+
 /// Makes a compacted copy in one read transaction; the version of `SQLite` that did it.
 async fn copy_into(from: &Path, to: &Path) -> Result<String, Failure> {
     let mut connection = open(from).await?;
@@ -168,8 +227,7 @@ async fn copy_into(from: &Path, to: &Path) -> Result<String, Failure> {
 
 /// That `SQLite` finds nothing wrong with a file that nobody else uses.
 async fn check(path: &Path) -> Result<(), Failure> {
-    let options = SqliteConnectOptions::new().filename(path).create_if_missing(false).immutable(true).read_only(true);
-    let mut connection = options.disable_statement_logging().connect().await.or_retry("opening the copy")?;
+    let mut connection = open_alone(path).await?;
     let asked = sqlx::query_scalar::<_, String>("PRAGMA integrity_check(20)").fetch_all(&mut connection);
     let said = tokio::time::timeout(COPY_DEADLINE, asked).await.or_retry("checking the copy took too long")?;
     let said = said.or_retry("checking the copy")?;

@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::backups::keep::BEFORE_MIGRATION;
 use crate::backups::manifest::{Keys, stock_commands};
 use crate::backups::packing::packed;
-use crate::backups::{self, Backup as Existing, Data, Manifest, Measure, Packing, Swept};
+use crate::backups::{self, Backup as Existing, Data, Manifest, Measure, Packing, Seal, Swept};
 use crate::context::{Context, Step};
 use crate::databases::{Database, Dump, DumpFacts};
 use crate::handler::{Failure, Handler, Output};
@@ -39,6 +40,25 @@ pub(crate) struct Backup {
     /// What to call it in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
+    /// The tier of the store's `keep` that keeps it, where that is none of those by time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tier: Option<Tier>,
+}
+
+/// A tier of its own.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tier {
+    /// A migration follows.
+    BeforeMigration,
+}
+
+impl Tier {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::BeforeMigration => BEFORE_MIGRATION,
+        }
+    }
 }
 
 /// What the step `upload` leaves to later attempts.
@@ -74,16 +94,17 @@ impl Handler for Backup {
     async fn run(&self, cx: &Context) -> Result<Output, Failure> {
         let database = cx.world().database(&self.database).await?;
         let store = cx.world().store(&self.store).await?;
+        let seal = cx.world().seal(&self.store).await?;
         let keys = Keys::of(&self.database, cx.job().attempt.job, cx.job().created_at);
         let backup = match backups::find(&*store, &keys.manifest()).await? {
             Some(existing) => {
-                let verified = backups::verify(&*store, &*database, &existing.manifest.data).await;
+                let verified = backups::verify(&*store, &*database, &existing.manifest.data, &seal).await;
                 verified.map_err(|failure| {
                     failure.context("an earlier attempt made the backup, but it cannot be read back")
                 })?;
                 existing
             }
-            None => self.make(cx, &*database, &*store, &keys).await?,
+            None => self.make(cx, &*database, &*store, &seal, &keys).await?,
         };
         sweep(&*store, &backup, cx.now()).await;
         Ok(output(&backup))
@@ -97,6 +118,7 @@ impl Backup {
         cx: &Context,
         database: &dyn Database,
         store: &dyn Store,
+        seal: &Seal,
         keys: &Keys,
     ) -> Result<Existing, Failure> {
         // Parts of earlier attempts. Their whole data stays until the manifest is written: see `sweep_rivals`.
@@ -108,14 +130,14 @@ impl Backup {
         );
         let uploaded = match cx.step::<Uploaded>("upload").await? {
             Step::Finished(uploaded) if is_there(store, &uploaded.data).await? => uploaded,
-            Step::Finished(_) => self.upload(cx, database, store, keys).await?,
+            Step::Finished(_) => self.upload(cx, database, store, seal, keys).await?,
             Step::Fresh(step) | Step::Unknown(step) => {
-                let uploaded = self.upload(cx, database, store, keys).await?;
+                let uploaded = self.upload(cx, database, store, seal, keys).await?;
                 step.finish(&uploaded).await?;
                 uploaded
             }
         };
-        prove(store, database, &uploaded.data).await?;
+        prove(store, database, &uploaded.data, seal).await?;
         // The ledger refuses this step to a stale attempt, so that none publishes.
         let step = cx.step::<String>("manifest").await?;
         let backup = Existing { key: keys.manifest(), manifest: self.manifest(cx, uploaded) };
@@ -131,18 +153,19 @@ impl Backup {
         cx: &Context,
         database: &dyn Database,
         store: &dyn Store,
+        seal: &Seal,
         keys: &Keys,
     ) -> Result<Uploaded, Failure> {
         let started_at = cx.now();
         let dump = database.dump(&cx.job().attempt.job.to_string()).await?;
-        let key = keys.data(cx.job().attempt);
+        let key = keys.data(cx.job().attempt, seal.encryption().is_some());
         let mut upload = store.begin(&key, dump.estimate()).await?;
         info!(database = self.database, key, expected_bytes = dump.estimate(), "backup begins");
-        match transfer(dump, &mut *upload).await {
+        match transfer(dump, &mut *upload, seal.clone()).await {
             Ok((facts, plain, stored)) => {
                 // One that is there already is our own, its answer lost, or it is found out when it is read back.
                 upload.finish().await?;
-                let data = Data::packed(key, plain, stored);
+                let data = Data::packed(key, plain, stored, seal.encryption());
                 Ok(Uploaded { data, facts, attempt: cx.job().attempt.number, started_at })
             }
             Err(failure) => {
@@ -157,6 +180,7 @@ impl Backup {
             version: backups::VERSION,
             database: self.database.clone(),
             name: self.name.clone(),
+            tier: self.tier.map(|tier| tier.as_str().to_owned()),
             restore_with: stock_commands(&uploaded.facts, &uploaded.data),
             dump: uploaded.facts,
             written_by: concat!("nightporter ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -172,8 +196,12 @@ impl Backup {
 }
 
 /// Moves a dump through the compressor into the upload. It is whole only if the dump says so after its last byte.
-async fn transfer(mut dump: Box<dyn Dump>, upload: &mut dyn Upload) -> Result<(DumpFacts, Measure, Measure), Failure> {
-    let Packing { input, mut output, thread } = Packing::start();
+async fn transfer(
+    mut dump: Box<dyn Dump>,
+    upload: &mut dyn Upload,
+    seal: Seal,
+) -> Result<(DumpFacts, Measure, Measure), Failure> {
+    let Packing { input, mut output, thread } = Packing::start(seal);
     let feeding = async {
         let mut told = Instant::now();
         let mut bytes = 0_u64;
@@ -206,8 +234,8 @@ async fn transfer(mut dump: Box<dyn Dump>, upload: &mut dyn Upload) -> Result<(D
 }
 
 /// Reads the data back. What is not what was sent is deleted, so that the next attempt makes it anew.
-async fn prove(store: &dyn Store, database: &dyn Database, data: &Data) -> Result<(), Failure> {
-    match backups::verify(store, database, data).await {
+async fn prove(store: &dyn Store, database: &dyn Database, data: &Data, seal: &Seal) -> Result<(), Failure> {
+    match backups::verify(store, database, data, seal).await {
         Err(Failure::Discard(error)) => {
             store.delete(std::slice::from_ref(&data.key)).await?;
             Err(Failure::retry(error.context("the upload was not what was sent and is deleted")))

@@ -7,6 +7,7 @@ pub(crate) mod notify;
 mod plan;
 mod restore;
 mod retention;
+mod verify;
 
 use crate::registry::Registry;
 
@@ -20,4 +21,5 @@ pub fn registry() -> Registry {
         .with::<plan::Plan>()
         .with::<restore::Restore>()
         .with::<retention::Retention>()
+        .with::<verify::Verify>()
 }

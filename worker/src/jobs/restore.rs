@@ -15,9 +15,13 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::backup::{alone_at, check_names};
-use crate::backups;
+use crate::backups::{self, Backup};
 use crate::context::{Context, Step};
 use crate::handler::{Failure, Handler, Output};
+use crate::stores::Store;
+
+/// What stands for the newest backup.
+pub(super) const LATEST: &str = "latest";
 
 /// The arguments of `restore`.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -68,33 +72,44 @@ impl Handler for Restore {
         }
         let database = cx.world().database(&self.database).await?;
         let store = cx.world().store(&self.store).await?;
-        // What is the latest may change between attempts; the first one's choice stays.
-        let key = match cx.step::<String>("choose").await? {
-            Step::Finished(key) => key,
-            Step::Fresh(step) | Step::Unknown(step) => {
-                let key = match self.backup.as_str() {
-                    "latest" => backups::latest(&*store, &self.database).await?.key,
-                    named => named.to_owned(),
-                };
-                step.finish(&key).await?;
-                key
-            }
-        };
-        let Some(backup) = backups::find(&*store, &key).await? else {
-            return Err(Failure::Discard(anyhow::anyhow!(
-                "there is no backup `{key}` in the store `{}`; `nightporter backups list` shows those that there are",
-                self.store
-            )));
-        };
+        let backup = choose(cx, &*store, &self.store, &self.database, &self.backup).await?;
         if let Step::Fresh(step) | Step::Unknown(step) = cx.step::<Value>("restore").await? {
-            info!(backup = key, into = self.into, bytes = backup.manifest.data.plain.bytes, "restore begins");
-            let unpacked = backups::open(&*store, &backup.manifest.data).await?;
+            info!(backup = backup.key, into = self.into, bytes = backup.manifest.data.plain.bytes, "restore begins");
+            let unpacked = backups::open(&*store, &backup.manifest.data, &cx.world().seal(&self.store).await?).await?;
             let tag = cx.job().attempt.job.to_string();
             database.restore(&self.into, &tag, unpacked.reader).await?;
             step.finish(&Value::Null).await?;
         }
-        Ok(json!({"backup": key, "into": self.into, "bytes": backup.manifest.data.plain.bytes}))
+        Ok(json!({"backup": backup.key, "into": self.into, "bytes": backup.manifest.data.plain.bytes}))
     }
+}
+
+/// The backup that is wanted, by its key or as `latest`.
+pub(super) async fn choose(
+    cx: &Context,
+    store: &dyn Store,
+    store_name: &str,
+    database: &str,
+    wanted: &str,
+) -> Result<Backup, Failure> {
+    // What is the latest may change between attempts; the first one's choice stays.
+    let key = match cx.step::<String>("choose").await? {
+        Step::Finished(key) => key,
+        Step::Fresh(step) | Step::Unknown(step) => {
+            let key = match wanted {
+                LATEST => backups::latest(store, database).await?.key,
+                named => named.to_owned(),
+            };
+            step.finish(&key).await?;
+            key
+        }
+    };
+    let missing = || {
+        Failure::Discard(anyhow::anyhow!(
+            "there is no backup `{key}` in the store `{store_name}`; `nightporter backups list` shows those that there are"
+        ))
+    };
+    backups::find(store, &key).await?.ok_or_else(missing)
 }
 
 /// A name that needs no quoting anywhere and leaves no folder.

@@ -1,5 +1,7 @@
-//! `retention`: deletes what is older than it is to be kept. Of rows: [`rows`].
+//! `retention`: deletes what is older than it is to be kept: [`backups`] by the tiers of their store, [`rows`] by age. Why
+//! twice is safe, and what is retried, stands at the head of each.
 
+mod backups;
 mod rows;
 
 use std::time::Duration;
@@ -18,6 +20,8 @@ use crate::handler::{Failure, Handler, Output};
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "of", rename_all = "snake_case")]
 pub(crate) enum Retention {
+    /// Backups in a store.
+    Backups(backups::OfBackups),
     /// Rows of a table.
     Rows(rows::OfRows),
 }
@@ -25,31 +29,39 @@ pub(crate) enum Retention {
 #[async_trait]
 impl Handler for Retention {
     const KIND: &'static str = "retention";
-    const SUMMARY: &'static str = "deletes rows that are older than they are to be kept";
+    const SUMMARY: &'static str = "deletes backups and rows that are older than they are to be kept";
     const QUEUE: &'static str = "databases";
     const RETRY: RetryPolicy = RetryPolicy::PATIENT;
     const TIME_LIMIT: Duration = Duration::from_hours(6);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
-        let Self::Rows(of) = self;
-        of.check(names)
+        match self {
+            Self::Backups(of) => of.check(names),
+            Self::Rows(of) => of.check(names),
+        }
     }
 
     fn limits(&self) -> Vec<Limit> {
-        let Self::Rows(of) = self;
-        of.limits()
+        match self {
+            Self::Backups(_) => Vec::new(),
+            Self::Rows(of) => of.limits(),
+        }
     }
 
     fn output() -> Value {
         let mut names = json!({"dry_run": null, "deleted": null});
-        if let (Value::Object(names), Value::Object(of_rows)) = (&mut names, rows::output()) {
-            names.extend(of_rows);
+        for more in [backups::output(), rows::output()] {
+            if let (Value::Object(names), Value::Object(more)) = (&mut names, more) {
+                names.extend(more);
+            }
         }
         names
     }
 
     async fn run(&self, cx: &Context) -> Result<Output, Failure> {
-        let Self::Rows(of) = self;
-        of.run(cx).await
+        match self {
+            Self::Backups(of) => of.run(cx).await,
+            Self::Rows(of) => of.run(cx).await,
+        }
     }
 }

@@ -17,6 +17,8 @@ use secrets::{ExposeSecret, Resolver, SecretText};
 use serde::Deserialize;
 use tokio::io::AsyncRead;
 
+use crate::backups::SealedFor;
+use crate::backups::keep::Keep;
 use crate::handler::{Failure, OrFail};
 
 pub use directory::Directory;
@@ -32,6 +34,15 @@ pub struct StoreConfig {
     /// `access key id:secret access key`; without it the usual AWS sources are asked.
     #[serde(default)]
     pub credentials: Option<SecretText>,
+    /// For whom its backups are encrypted: age recipients, `age1...`. None: they are not.
+    #[serde(default)]
+    pub encrypt_to: Vec<SealedFor>,
+    /// What opens encrypted backups, for restores and verifications: `AGE-SECRET-KEY-1...`.
+    #[serde(default)]
+    pub identity: Option<SecretText>,
+    /// Which backups `retention` keeps there.
+    #[serde(default)]
+    pub keep: Option<Keep>,
 }
 
 /// A store that can be reached. Keys are relative to it: names joined by `/`.
