@@ -62,6 +62,8 @@ pub enum Reply {
 /// A request that came.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// Its method.
+    pub method: String,
     /// The path that it came to.
     pub path: String,
     /// Its headers.
@@ -148,7 +150,13 @@ async fn take(State(state): State<Arc<Shared>>, request: axum::extract::Request)
     let (parts, body) = request.into_parts();
     let raw = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let body = serde_json::from_slice(&raw).unwrap_or_default();
-    let received = Received { path: parts.uri.path().to_owned(), headers: parts.headers, raw, body };
+    let received = Received {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        headers: parts.headers,
+        raw,
+        body,
+    };
     let reply = note(&state, received);
     match reply {
         Reply::Taken => "ok".into_response(),

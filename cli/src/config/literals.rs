@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 9] = [
+const PLACES: [&[&str]; 10] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -17,6 +17,7 @@ const PLACES: [&[&str]; 9] = [
     &["stores", "*", "credentials"],
     &["channels", "*", "slack"],
     &["channels", "*", "webhook", "secret"],
+    &["credentials", "*", "headers", "*"],
 ];
 
 /// A warning for each literal secret.

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
 use worker::channels::ChannelConfig;
+use worker::credentials::CredentialsConfig;
+use worker::programs::ProgramConfig;
 use worker::world::{Connections, GithubConnection};
 
 use super::document::Document;
@@ -19,7 +21,7 @@ use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 17] = [
     "server",
     "operators",
     "queue",
@@ -30,6 +32,8 @@ const TABLES: [&str; 15] = [
     "databases",
     "stores",
     "channels",
+    "credentials",
+    "programs",
     "limits",
     "runbooks",
     "routes",
@@ -81,6 +85,8 @@ impl Reader<'_> {
             databases: self.named("databases"),
             stores: self.named("stores"),
             channels: self.channels(),
+            credentials: self.credentials(),
+            programs: self.programs(),
             connections: Connections { github: self.github() },
         };
         let registry = worker::jobs::registry();
@@ -138,7 +144,13 @@ impl Reader<'_> {
     /// All names, those of things that can't be read too: a mistake in a database is no reason to call it unknown.
     fn names(&self) -> Names {
         let names = |table| self.document.names(&[table]).into_iter().collect();
-        Names { databases: names("databases"), stores: names("stores"), channels: names("channels") }
+        Names {
+            databases: names("databases"),
+            stores: names("stores"),
+            channels: names("channels"),
+            credentials: names("credentials"),
+            programs: names("programs"),
+        }
     }
 
     fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {
@@ -149,6 +161,26 @@ impl Reader<'_> {
             }
         }
         channels
+    }
+
+    fn credentials(&mut self) -> BTreeMap<String, CredentialsConfig> {
+        let credentials: BTreeMap<String, CredentialsConfig> = self.named("credentials");
+        for (name, config) in &credentials {
+            for problem in config.problems() {
+                self.problem(problem.within(name).within("credentials"));
+            }
+        }
+        credentials
+    }
+
+    fn programs(&mut self) -> BTreeMap<String, ProgramConfig> {
+        let programs: BTreeMap<String, ProgramConfig> = self.named("programs");
+        for (name, config) in &programs {
+            for problem in config.problems() {
+                self.problem(problem.within(name).within("programs"));
+            }
+        }
+        programs
     }
 
     fn github(&mut self) -> Option<GithubConnection> {

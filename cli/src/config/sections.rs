@@ -338,6 +338,8 @@ mod tests {
             ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
             ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),
             ("[channels.NAME]", keys::<worker::channels::ChannelConfig>()),
+            ("[credentials.NAME]", keys::<worker::credentials::CredentialsConfig>()),
+            ("[programs.NAME]", keys::<worker::programs::ProgramConfig>()),
             ("[limits.KEY]", keys::<schemas::LimitConfig>()),
             ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
             ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),

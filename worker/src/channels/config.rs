@@ -1,8 +1,9 @@
 //! A channel as the configuration file spells it.
 
+use schemars::JsonSchema;
 use schemas::Problem;
 use secrets::SecretText;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// A channel as the configuration file spells it: exactly one of its targets, which [`ChannelConfig::problems`] checks.
@@ -31,15 +32,22 @@ pub struct WebhookConfig {
     pub secret: SecretText,
 }
 
-/// What to do with a message of which nobody knows whether it was delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// What to do with what nobody knows whether it was done: a message of which nobody knows whether it was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnknown {
-    /// Send it again, with a mark that it may be a repeat.
+    /// Do it again; a message gets a mark that it may be a repeat.
     #[default]
     Repeat,
     /// Discard the job with what happened, so that a person looks.
     Report,
+}
+
+impl OnUnknown {
+    /// The default where a repeat may do harm.
+    pub fn report() -> Self {
+        Self::Report
+    }
 }
 
 /// The one target of a channel.

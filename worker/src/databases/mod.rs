@@ -2,8 +2,10 @@
 
 pub mod pooler;
 mod postgres;
-mod program;
+pub(crate) mod program;
+mod question;
 mod sqlite;
+mod upkeep;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,6 +17,9 @@ use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
 use crate::rows::{Named, Walk};
+
+pub use question::{Answer, LONGEST_VALUE, Question};
+pub use upkeep::{Chore, Ended, Task, Upkeep};
 
 /// A database as the configuration file spells it.
 #[derive(Clone, Debug, Deserialize)]
@@ -78,6 +83,12 @@ pub trait Database: Send + Sync {
 
     /// Opens a walk over the rows of a table.
     async fn walk(&self, named: Named<'_>) -> Result<Walk, Failure>;
+
+    /// Asks a question. The database sees to it that nothing is written, and that the time limit holds.
+    async fn ask(&self, question: &Question) -> Result<Answer, Failure>;
+
+    /// Opens a session for the database's upkeep.
+    async fn upkeep(&self) -> Result<Box<dyn Upkeep>, Failure>;
 
     /// Takes the lock of a migration tool on this database, by polling, and opens the tool's history.
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure>;

@@ -2,6 +2,9 @@
 //!
 //! The password goes to them through the environment, never through arguments, which everyone on the machine can read.
 
+mod ask;
+mod upkeep;
+
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,11 +14,12 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::ChildStdout;
+use tracing::debug;
 use url::Url;
 
 use super::pooler::pooled;
 use super::program::{Program, suited};
-use super::{Database, Dump, DumpFacts, Tool};
+use super::{Answer, Database, Dump, DumpFacts, Question, Tool, Upkeep};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
@@ -23,6 +27,8 @@ use crate::rows::{Named, Walk};
 
 /// Connecting and each short statement must be done within this.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// The last word of a session.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Making or dropping a database, which waits for a checkpoint.
 const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
 /// A dump that says nothing for so long is stuck: `pg_dump` waits without end for a lock, or for a dead server.
@@ -58,6 +64,18 @@ impl Postgres {
     async fn connect(&self) -> Result<PgConnection, Failure> {
         let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(&self.options)).await;
         connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+    }
+
+    /// A session that ends with us: the server looks each second whether we are still there (14 and later, not on every
+    /// system), so that what a killed attempt began does not outlive it.
+    async fn watched(&self) -> Result<PgConnection, Failure> {
+        let mut connection = self.connect().await?;
+        let watching =
+            "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
+        if let Err(failure) = within(sqlx::query(watching).execute(&mut connection)).await {
+            debug!("the server does not watch its connections: {}", failure.words());
+        }
+        Ok(connection)
     }
 
     async fn server(&self, connection: &mut PgConnection) -> Result<(u32, String, u64), Failure> {
@@ -209,6 +227,14 @@ impl Database for Postgres {
         Walk::over(self.connect().await?, named).await
     }
 
+    async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
+        self.answer(question).await
+    }
+
+    async fn upkeep(&self) -> Result<Box<dyn Upkeep>, Failure> {
+        self.keep().await
+    }
+
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
         crate::migrations::open_postgres(&self.url, tool).await
     }
@@ -311,6 +337,15 @@ async fn drop_database(connection: &mut PgConnection, name: &str) -> Result<(), 
     let end = sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1").bind(name);
     within(end.execute(&mut *connection)).await?;
     execute(connection, format!("DROP DATABASE IF EXISTS {}", identifier(name))).await
+}
+
+/// Says good-bye; the server ends the session by itself when the socket closes.
+async fn hang_up(connection: PgConnection) {
+    match tokio::time::timeout(FAREWELL, connection.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(error = &error as &dyn std::error::Error, "the session did not end in order"),
+        Err(_) => debug!("the session did not end in time"),
+    }
 }
 
 async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), Failure> {

@@ -1,5 +1,8 @@
 //! `SQLite`: a backup is a compacted copy of the file, made in one transaction and checked before it is sent.
 
+mod ask;
+mod upkeep;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,7 +16,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::program::not_read;
-use super::{Database, Dump, DumpFacts, Tool};
+use super::{Answer, Database, Dump, DumpFacts, Question, Tool, Upkeep};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
@@ -121,6 +124,14 @@ impl Database for Sqlite {
         Err(Failure::Discard(anyhow::anyhow!(
             "rows of SQLite databases are not deleted by age yet; delete them in a program of yours (`exec`)"
         )))
+    }
+
+    async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
+        self.answer(question).await
+    }
+
+    async fn upkeep(&self) -> Result<Box<dyn Upkeep>, Failure> {
+        self.keep().await
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
