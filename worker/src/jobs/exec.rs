@@ -1,7 +1,7 @@
 //! `exec`: runs a program that the configuration allows.
 //!
 //! The job's `with` comes to it as JSON on its standard input. It has done its work when it ends with 0; with 75
-//! (EX_TEMPFAIL of sysexits.h) it says that nothing is done yet and asks to be run again, and with any other it has failed
+//! (`EX_TEMPFAIL` of `sysexits.h`) it says that nothing is done yet and asks to be run again, and with any other it has failed
 //! for good. A JSON object on the last line of what it puts out is the job's output. It is killed, with its process group,
 //! at its time limit, when the job is cancelled, and when the attempt loses its lease or is dropped.
 //!

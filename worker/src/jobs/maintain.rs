@@ -131,10 +131,7 @@ impl Handler for Maintain {
 
     async fn run(&self, cx: &Context) -> Result<Output, Failure> {
         let mut upkeep = cx.world().database(&self.database).await?.upkeep().await?;
-        let output = match self.dry_run {
-            true => self.would_do(&mut *upkeep).await,
-            false => self.keep(cx, &mut *upkeep).await,
-        };
+        let output = if self.dry_run { self.would_do(&mut *upkeep).await } else { self.keep(cx, &mut *upkeep).await };
         upkeep.close().await;
         output
     }

@@ -185,15 +185,15 @@ async fn read(mut response: Response, begun: Instant) -> Result<Answer, NoAnswer
 
 /// Without a connection nothing was asked; otherwise nobody knows.
 fn no_answer(error: reqwest::Error) -> NoAnswer {
-    let in_doubt = !error.is_connect();
-    let what = if !in_doubt {
+    let never_sent = error.is_connect();
+    let what = if never_sent {
         "it cannot be reached"
     } else if error.is_timeout() {
         "it did not answer in time"
     } else {
         "the connection broke before the whole answer was there"
     };
-    NoAnswer { why: format!("{:#}", anyhow::Error::new(error.without_url()).context(what)), in_doubt }
+    NoAnswer { why: format!("{:#}", anyhow::Error::new(error.without_url()).context(what)), in_doubt: !never_sent }
 }
 
 /// Seconds of `Retry-After`; a date is no matter here, where waits are short.

@@ -119,15 +119,8 @@ impl Expect {
         if let Some(most) = self.max_millis.filter(|most| answer.millis > (*most).into()) {
             return Some(format!("it took {} ms, and {most} are allowed", answer.millis));
         }
-        let header = self.headers.iter().find_map(|(name, wanted)| self.missing_header(answer, name, wanted));
+        let header = self.headers.iter().find_map(|(name, wanted)| missing_header(answer, name, wanted));
         header.or_else(|| self.missing_text(answer)).or_else(|| self.missing_json(answer))
-    }
-
-    #[allow(clippy::unused_self)] // One of several alike.
-    fn missing_header(&self, answer: &Answer, name: &str, wanted: &str) -> Option<String> {
-        let mut values = answer.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-        let there = values.any(|value| value.contains(wanted));
-        (!there).then(|| format!("its header `{name}` does not hold `{wanted}`"))
     }
 
     fn missing_text(&self, answer: &Answer) -> Option<String> {
@@ -153,6 +146,12 @@ impl Expect {
             None => Some(format!("its body has no `{pointer}`")),
         })
     }
+}
+
+fn missing_header(answer: &Answer, name: &str, wanted: &str) -> Option<String> {
+    let mut values = answer.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let there = values.any(|value| value.contains(wanted));
+    (!there).then(|| format!("its header `{name}` does not hold `{wanted}`"))
 }
 
 fn cut(value: &Value) -> String {
