@@ -203,7 +203,8 @@ impl Session {
 }
 
 fn ended(error: sqlx::Error, statement: &str) -> Result<Ended, Failure> {
-    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+    let said = error.as_database_error();
+    let code = said.and_then(sqlx::error::DatabaseError::code).unwrap_or_default().into_owned();
     match code.as_str() {
         // lock_not_available, deadlock_detected.
         "55P03" | "40P01" => Ok(Ended::Locked),
@@ -213,6 +214,6 @@ fn ended(error: sqlx::Error, statement: &str) -> Result<Ended, Failure> {
         code if code.is_empty() || ["57P", "08"].iter().any(|class| code.starts_with(class)) => {
             Err(Failure::retry(error).context(format!("`{statement}`")))
         }
-        _ => Ok(Ended::Failed(error.as_database_error().map_or_else(String::new, |said| said.message().to_owned()))),
+        _ => Ok(Ended::Failed(said.map_or_else(String::new, |said| said.message().to_owned()))),
     }
 }

@@ -92,12 +92,11 @@ impl<'j> Call<'j> {
     pub(super) async fn once(&self, number: u32) -> Result<Tried, Failure> {
         let begun = Instant::now();
         let answered = tokio::time::timeout(self.job.timeout, self.answer(begun)).await;
-        let answer = match answered {
-            Ok(answer) => answer?,
-            Err(_) => {
-                let why = format!("it did not answer within {}", schemas::period::write(self.job.timeout));
-                Err(NoAnswer { why, in_doubt: true })
-            }
+        let answer = if let Ok(answer) = answered {
+            answer?
+        } else {
+            let why = format!("it did not answer within {}", schemas::period::write(self.job.timeout));
+            Err(NoAnswer { why, in_doubt: true })
         };
         let answer = match answer {
             Ok(answer) => answer,
