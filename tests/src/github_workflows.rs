@@ -77,7 +77,7 @@ impl Workflows {
             ("POST", ["workflows", WORKFLOW, "dispatches"]) => Some(self.dispatch(body)),
             ("GET", ["workflows", WORKFLOW, "runs"]) => Some(Answer::Say(StatusCode::OK, self.listed(query))),
             ("GET", ["runs", id]) => {
-                let run = self.runs.iter().find(|run| run["id"].to_string() == *id)?;
+                let run = self.runs.iter().find(|run| run["id"].as_u64() == id.parse().ok())?;
                 Some(Answer::Say(StatusCode::OK, run.clone()))
             }
             ("POST", ["runs", id, "cancel"]) => {

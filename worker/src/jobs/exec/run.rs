@@ -206,7 +206,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_of_what_is_said_is_kept_and_the_rest_read_away() {
-        let text: String = (0..20_000).map(|number| format!("line {number}\n")).collect();
+        let lines: Vec<String> = (0..20_000).map(|number| number.to_string()).collect();
+        let text = lines.join("\n");
         let (mut writer, reader) = tokio::io::duplex(1000);
         let mut kept = Kept::reading(Some(reader), 30);
         writer.write_all(text.as_bytes()).await.unwrap();
