@@ -15,6 +15,8 @@ pub struct Names {
     pub databases: BTreeSet<String>,
     pub stores: BTreeSet<String>,
     pub channels: BTreeSet<String>,
+    pub credentials: BTreeSet<String>,
+    pub programs: BTreeSet<String>,
 }
 
 /// One job kind, as those see it who make jobs.

@@ -231,7 +231,7 @@ impl Stalls {
         let queue = Queue::open(&QueueConfig::new(&ledger, &broker)).await.unwrap();
         let ringing = AbortOnDropHandle::new(tokio::spawn(keep_ringing(queue.clone())));
         let [databases, stores, channels] = ["main", "here", "team"].map(|name| [name.to_owned()].into());
-        let names = Names { databases, stores, channels };
+        let names = Names { databases, stores, channels, ..Names::default() };
         let catalog = Arc::new(worker::jobs::registry()).catalog(names);
         Self { houses, receiver, queue, catalog, ledger, dumped, _ringing: ringing }
     }

@@ -1,14 +1,16 @@
 //! A worker with an embedded ledger, for tests of what jobs do to databases and stores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue::{Queue, QueueConfig};
+use queue::ledger::{Claim, Operator};
+use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::JobView;
-use schemas::{JobId, JobState};
+use schemas::{JobId, JobState, Timestamp, WorkerId};
 use secrets::{Resolver, SecretText};
 use serde_json::Value;
+use serde_json::value::to_raw_value;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,11 +39,22 @@ impl BackupWorld {
         Self::of(config(databases, stores)).await
     }
 
-    /// A world of that configuration, and a worker that runs.
+    /// A world of this configuration, and a worker that runs.
     pub async fn of(config: WorldConfig) -> Self {
+        Self::with_clock(config, LedgerClock::sampled).await
+    }
+
+    /// The same, with a clock that stands still until [`BackupWorld::pass`].
+    pub async fn by_hand(config: WorldConfig) -> Self {
+        Self::with_clock(config, LedgerClock::by_hand).await
+    }
+
+    async fn with_clock(config: WorldConfig, clock: fn(Timestamp) -> LedgerClock) -> Self {
         let folder = TempDir::new().expect("a folder");
         let ledger = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let queue = Queue::open(&QueueConfig::new(ledger, "in-process")).await.expect("a queue");
+        let clock = clock(queue.clock().now());
+        let queue = Queue::with_parts(Arc::clone(queue.ledger()), Arc::clone(queue.broker()), clock);
         let stop = CancellationToken::new();
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
@@ -49,6 +62,13 @@ impl BackupWorld {
         let mut world = Self { queue, folder, config, registry, worker: None, upkeep };
         world.start_worker();
         world
+    }
+
+    /// Lets time pass on a clock by hand, and makes available what is due then.
+    pub async fn pass(&self, time: Duration) {
+        self.queue.clock().advance(time);
+        let promoted = self.queue.ledger().promote(100, self.queue.clock().now()).await.expect("promoted");
+        self.queue.ring(promoted.bells);
     }
 
     /// Starts a worker; there is none.
@@ -102,6 +122,53 @@ impl BackupWorld {
         failed.await
     }
 
+    /// Stores a job and waits until it is discarded; why.
+    pub async fn discarded(&self, kind: &str, args: &Value) -> String {
+        let job = self.enqueue(kind, args).await;
+        self.wait_discarded(job).await
+    }
+
+    /// Waits until a job is discarded; why.
+    pub async fn wait_discarded(&self, job: JobId) -> String {
+        let view = self.wait_for(job, &[JobState::Discarded, JobState::Completed, JobState::Cancelled]).await;
+        assert_eq!(view.state, JobState::Discarded, "{:?}", view.output);
+        view.reason.unwrap_or_default()
+    }
+
+    /// Retries a job that ended badly, as an operator does.
+    pub async fn retry(&self, job: JobId) {
+        let operator = Operator { actor: "a test".into(), reason: "look again".into() };
+        self.queue.retry(job, &operator).await.expect("it may be retried");
+    }
+
+    /// Lets the first attempt at a job be one that died after it did this: started its steps of these names, and finished
+    /// those that have a result. No worker runs meanwhile.
+    pub async fn die_after(&self, kind: &str, args: &Value, steps: &[(&str, Option<Value>)]) -> JobId {
+        let catalog = self.registry.catalog(self.config.names());
+        let info = catalog.kind(kind).expect("a kind");
+        let job = self.enqueue(kind, args).await;
+        let now = self.queue.clock().now();
+        let claim = Claim {
+            queue: info.queue.into(),
+            kinds: vec![kind.into()],
+            limit: 1,
+            worker: WorkerId::at(now),
+            lease: Duration::from_secs(30),
+        };
+        let ledger = self.queue.ledger();
+        let attempt = ledger.claim(&claim, now).await.expect("claimed")[0].id;
+        for (name, result) in steps {
+            ledger.start_step(attempt, name, now).await.expect("started");
+            if let Some(result) = result {
+                let result = to_raw_value(result).expect("JSON");
+                ledger.finish_step(attempt, name, Some(&result), now).await.expect("finished");
+            }
+        }
+        let rescued = ledger.rescue(Timestamp::MAX_UTC, 10, now).await.expect("rescued");
+        self.queue.ring(rescued.bells);
+        job
+    }
+
     /// Stores a job and waits until it has completed; its output.
     pub async fn complete(&self, kind: &str, args: &Value) -> Value {
         let job = self.enqueue(kind, args).await;
@@ -152,4 +219,16 @@ fn config(databases: &[(&str, &str)], stores: &[(&str, &str)]) -> WorldConfig {
         databases.iter().map(|(name, url)| ((*name).to_owned(), database_config(url))).collect();
     let stores = stores.iter().map(|(name, url)| ((*name).to_owned(), store_config(url))).collect();
     WorldConfig { databases, stores, ..WorldConfig::default() }
+}
+
+/// That an output has the names that its kind promises to conditions, and no others.
+///
+/// # Panics
+///
+/// Where it has not.
+pub fn has_the_names_of(kind: &str, output: &Value) {
+    let catalog = worker::jobs::registry().catalog(schemas::Names::default());
+    let promised = (catalog.kind(kind).expect("a kind").output)();
+    let names = |value: &Value| value.as_object().map(|fields| fields.keys().cloned().collect::<BTreeSet<_>>());
+    assert_eq!(names(&promised), names(output), "{output}");
 }

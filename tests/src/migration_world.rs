@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
@@ -16,6 +17,8 @@ use worker::Failure;
 use worker::databases::Tool;
 use worker::migrations::folder::{self, Folder};
 use worker::migrations::{Engine, History, Patience, open_postgres_with, open_sqlite_with};
+
+use crate::github_workflows::{Answer, Workflows};
 
 /// Short waits, for tests.
 pub const SOON: Patience = Patience {
@@ -179,7 +182,7 @@ pub fn words(failure: &Failure) -> String {
     }
 }
 
-/// GitHub: repositories, commits and branches in memory.
+/// GitHub: repositories, commits, branches and workflows in memory.
 #[derive(Clone, Default)]
 pub struct Github(Arc<Mutex<Hub>>);
 
@@ -191,6 +194,7 @@ struct Hub {
     /// The commits of the branch `main`, oldest first.
     main: Vec<String>,
     truncated: bool,
+    workflows: Workflows,
     /// Answers to give before the right ones.
     first: Vec<(StatusCode, HeaderMap)>,
     requests: usize,
@@ -245,6 +249,11 @@ impl Github {
         self.lock().first.push((status, headers.collect()));
     }
 
+    /// Looks at its workflows, or changes them.
+    pub fn workflows<T>(&self, change: impl FnOnce(&mut Workflows) -> T) -> T {
+        change(&mut self.lock().workflows)
+    }
+
     /// Says of each tree that it is not whole.
     pub fn truncate(&self) {
         self.lock().truncated = true;
@@ -263,8 +272,10 @@ impl Github {
 async fn answer(
     State(github): State<Github>,
     Query(query): Query<BTreeMap<String, String>>,
+    method: Method,
     uri: Uri,
     headers: HeaderMap,
+    body: Bytes,
 ) -> Response {
     let mut hub = github.lock();
     hub.requests += 1;
@@ -274,11 +285,25 @@ async fn answer(
     if headers.get("authorization").is_none_or(|value| value != format!("Bearer {TOKEN}").as_str()) {
         return (StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "Bad credentials"}))).into_response();
     }
-    let found = uri.path().strip_prefix("/api/v3/repos/acme/app/").and_then(|path| hub.find(path, &query));
-    match found {
-        Some(body) => axum::Json(body).into_response(),
-        None => (StatusCode::NOT_FOUND, axum::Json(json!({"message": "Not Found"}))).into_response(),
+    let path = uri.path().strip_prefix("/api/v3/repos/acme/app/").unwrap_or_default();
+    if let Some(path) = path.strip_prefix("actions/") {
+        let body = serde_json::from_slice(&body).unwrap_or_default();
+        return match hub.workflows.answer(&method, path, &query, &body) {
+            Some(Answer::Say(StatusCode::NO_CONTENT, _)) => StatusCode::NO_CONTENT.into_response(),
+            Some(Answer::Say(status, body)) => (status, axum::Json(body)).into_response(),
+            Some(Answer::Break) => {
+                drop(hub);
+                // Ends the connection's task, and with it the connection; `resume_unwind` prints nothing.
+                std::panic::resume_unwind(Box::new("lost"))
+            }
+            None => not_found(),
+        };
     }
+    hub.find(path, &query).map_or_else(not_found, |body| axum::Json(body).into_response())
+}
+
+fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, axum::Json(json!({"message": "Not Found"}))).into_response()
 }
 
 impl Hub {

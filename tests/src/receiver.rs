@@ -64,6 +64,8 @@ pub enum Reply {
 /// A request that came.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// Its method.
+    pub method: String,
     /// The path that it came to.
     pub path: String,
     /// What stands behind the question mark.
@@ -163,7 +165,7 @@ async fn take(State(state): State<Arc<Shared>>, request: axum::extract::Request)
     let raw = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let body = serde_json::from_slice(&raw).unwrap_or_default();
     let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().unwrap_or_default().to_owned());
-    let received = Received { path, query, headers: parts.headers, raw, body };
+    let received = Received { method: parts.method.to_string(), path, query, headers: parts.headers, raw, body };
     let reply = note(&state, received);
     match reply {
         Reply::Taken => "ok".into_response(),

@@ -21,9 +21,19 @@ pub(crate) fn program(name: &'static str) -> Span {
     info_span!("program", otel.name = name, otel.kind = "client", process.executable.name = name)
 }
 
+/// A program that the user has configured, by the name that it has there.
+pub(crate) fn exec(name: &str) -> Span {
+    info_span!("program", otel.name = "exec", otel.kind = "client", process.executable.name = name)
+}
+
 /// A request to GitHub's API.
-pub(crate) fn github(host: Option<&str>) -> Span {
-    info_span!("GET", otel.kind = "client", http.request.method = "GET", server.address = host)
+pub(crate) fn github(method: &str, host: Option<&str>) -> Span {
+    info_span!("github", otel.name = method, otel.kind = "client", http.request.method = method, server.address = host)
+}
+
+/// A request to an address of the user's.
+pub(crate) fn http(method: &'static str, host: Option<&str>) -> Span {
+    info_span!("http", otel.name = method, otel.kind = "client", http.request.method = method, server.address = host)
 }
 
 /// Work in a user's database: `doing` is one of our own words.

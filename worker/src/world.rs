@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::{Catalog, LimitConfig, Names};
-use secrets::Resolver;
+use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
 use crate::channels::{Channel, ChannelConfig, Route};
+use crate::credentials::CredentialsConfig;
 use crate::databases::{Database, DatabaseConfig};
-use crate::handler::Failure;
+use crate::handler::{Failure, OrFail};
+use crate::programs::ProgramConfig;
 use crate::stores::{Store, StoreConfig};
 
 /// What is configured.
@@ -20,6 +22,8 @@ pub struct WorldConfig {
     pub databases: BTreeMap<String, DatabaseConfig>,
     pub stores: BTreeMap<String, StoreConfig>,
     pub channels: BTreeMap<String, ChannelConfig>,
+    pub credentials: BTreeMap<String, CredentialsConfig>,
+    pub programs: BTreeMap<String, ProgramConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
 }
@@ -103,6 +107,24 @@ impl World {
         self.config.connections.github.as_ref()
     }
 
+    /// How the credentials of that name are configured.
+    pub fn credentials(&self, name: &str) -> Result<&CredentialsConfig, Failure> {
+        self.config.credentials.get(name).ok_or_else(|| unknown("credentials", name))
+    }
+
+    /// How the program of that name is configured.
+    pub fn program(&self, name: &str) -> Result<&ProgramConfig, Failure> {
+        self.config.programs.get(name).ok_or_else(|| unknown("program", name))
+    }
+
+    /// A secret's value. What the vault does not have stays away; what it could not answer may come.
+    pub async fn secret(&self, text: &SecretText, doing: &str) -> Result<SecretString, Failure> {
+        match self.secrets.resolve(text).await {
+            Err(error) if !error.is_transient() => Err(error).or_discard(doing),
+            resolved => resolved.or_retry(doing),
+        }
+    }
+
     /// Resolves secrets.
     pub fn secrets(&self) -> &Resolver {
         &self.secrets
@@ -121,6 +143,8 @@ impl WorldConfig {
             databases: self.databases.keys().cloned().collect(),
             stores: self.stores.keys().cloned().collect(),
             channels: self.channels.keys().cloned().collect(),
+            credentials: self.credentials.keys().cloned().collect(),
+            programs: self.programs.keys().cloned().collect(),
         }
     }
 }

@@ -129,13 +129,13 @@ fn details(shown: &ScheduleDetails) -> String {
         } else {
             firing.outcome.as_str().to_owned()
         };
-        let work = match (firing.job, firing.run) {
+        let made = match (firing.job, firing.run) {
             (Some(job), _) => format!("job {job}"),
             (None, Some(run)) => format!("run {run}"),
             (None, None) => String::new(),
         };
         let why = firing.reason.as_deref().map(line).unwrap_or_default();
-        [moment(firing.nominal), times, firing.state.clone().unwrap_or_default(), work, why]
+        [moment(firing.nominal), times, firing.state.clone().unwrap_or_default(), made, why]
     });
     let past = table(["TIME", "BECAME", "STATE", "WORK", "REASON"], past);
     format!("{head}\n\n{}\n\n{past}", table(["NEXT (UTC)", "THERE"], next))

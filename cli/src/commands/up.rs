@@ -15,5 +15,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> Result<(), Failure> {
-    server::run(&global.config, Roles::UP, args.ready_file).await
+    Box::pin(server::run(&global.config, Roles::UP, args.ready_file)).await
 }

@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 15] = [
+const PLACES: [&[&str]; 16] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -23,6 +23,7 @@ const PLACES: [&[&str]; 15] = [
     &["channels", "*", "resend", "key"],
     &["channels", "*", "webhook", "secret"],
     &["heartbeat", "url"],
+    &["credentials", "*", "headers", "*"],
 ];
 
 /// A warning for each literal secret.

@@ -10,9 +10,11 @@ use schemas::{Names, Problem, Runbook, Schedule};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
-use worker::channels::{ChannelConfig, route};
-use worker::heartbeat::HeartbeatConfig;
 use worker::backups::keep::Keep;
+use worker::channels::{ChannelConfig, route};
+use worker::credentials::CredentialsConfig;
+use worker::heartbeat::HeartbeatConfig;
+use worker::programs::ProgramConfig;
 use worker::stores::StoreConfig;
 use worker::world::{Connections, GithubConnection};
 
@@ -22,7 +24,7 @@ use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 19] = [
     "server",
     "operators",
     "queue",
@@ -33,6 +35,8 @@ const TABLES: [&str; 17] = [
     "databases",
     "stores",
     "channels",
+    "credentials",
+    "programs",
     "limits",
     "runbooks",
     "routes",
@@ -87,6 +91,8 @@ impl Reader<'_> {
             databases: self.named("databases"),
             stores: self.stores(),
             channels: self.channels(),
+            credentials: self.credentials(),
+            programs: self.programs(),
             connections: Connections { github: self.github() },
             limits: self.named("limits"),
         };
@@ -148,7 +154,13 @@ impl Reader<'_> {
     /// All names, those of things that can't be read too: a mistake in a database is no reason to call it unknown.
     fn names(&self) -> Names {
         let names = |table| self.document.names(&[table]).into_iter().collect();
-        Names { databases: names("databases"), stores: names("stores"), channels: names("channels") }
+        Names {
+            databases: names("databases"),
+            stores: names("stores"),
+            channels: names("channels"),
+            credentials: names("credentials"),
+            programs: names("programs"),
+        }
     }
 
     fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {
@@ -180,6 +192,26 @@ impl Reader<'_> {
             }
         }
         stores
+    }
+
+    fn credentials(&mut self) -> BTreeMap<String, CredentialsConfig> {
+        let credentials: BTreeMap<String, CredentialsConfig> = self.named("credentials");
+        for (name, config) in &credentials {
+            for problem in config.problems() {
+                self.problem(problem.within(name).within("credentials"));
+            }
+        }
+        credentials
+    }
+
+    fn programs(&mut self) -> BTreeMap<String, ProgramConfig> {
+        let programs: BTreeMap<String, ProgramConfig> = self.named("programs");
+        for (name, config) in &programs {
+            for problem in config.problems() {
+                self.problem(problem.within(name).within("programs"));
+            }
+        }
+        programs
     }
 
     fn github(&mut self) -> Option<GithubConnection> {

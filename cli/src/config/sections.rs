@@ -345,6 +345,8 @@ mod tests {
             ("[channels.NAME.resend]", keys::<worker::channels::ResendConfig>()),
             ("[channels.NAME.webhook]", keys::<worker::channels::WebhookConfig>()),
             ("[channels.NAME.route]", keys::<worker::channels::Route>()),
+            ("[credentials.NAME]", keys::<worker::credentials::CredentialsConfig>()),
+            ("[programs.NAME]", keys::<worker::programs::ProgramConfig>()),
             ("[limits.KEY]", keys::<schemas::LimitConfig>()),
             ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
             ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),

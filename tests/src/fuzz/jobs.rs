@@ -14,7 +14,13 @@ static REGISTRY: LazyLock<Registry> = LazyLock::new(worker::jobs::registry);
 
 static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
     let set = |name: &str| [name.to_owned()].into();
-    REGISTRY.catalog(Names { databases: set("main"), stores: set("nightly"), channels: set("team") })
+    REGISTRY.catalog(Names {
+        databases: set("main"),
+        stores: set("nightly"),
+        channels: set("team"),
+        credentials: set("app"),
+        programs: set("reindex"),
+    })
 });
 
 /// In the first line a kind, then its arguments: what the makers of jobs take, workers read. And the whole as a bell.
@@ -53,11 +59,16 @@ pub fn corpus() -> Corpus {
         seeds: kept_seeds("job"),
         words: &[
             "backup\n",
+            "exec\n",
+            "github\n",
+            "http\n",
+            "maintain\n",
             "migrate\n",
             "noop\n",
             "notify\n",
             "plan\n",
             "restore\n",
+            "sql\n",
             "\"database\":",
             "\"main\"",
             "\"store\":",

@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use lettre::message::Mailbox;
+use schemars::JsonSchema;
 use schemas::Problem;
 use secrets::SecretText;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::Repeats;
@@ -152,11 +153,11 @@ impl fmt::Display for MailAddress {
     }
 }
 
-/// What to do with a message of which nobody knows whether it was delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// What to do with what nobody knows whether it was done: a message of which nobody knows whether it was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnUnknown {
-    /// Send it again, with a mark that it may be a repeat.
+    /// Do it again; a message gets a mark that it may be a repeat.
     #[default]
     Repeat,
     /// Discard the job with what happened, so that a person looks.
@@ -169,6 +170,13 @@ impl From<OnUnknown> for Repeats {
             OnUnknown::Repeat => Self::Mark,
             OnUnknown::Report => Self::Report,
         }
+    }
+}
+
+impl OnUnknown {
+    /// The default where a repeat may do harm.
+    pub fn report() -> Self {
+        Self::Report
     }
 }
 

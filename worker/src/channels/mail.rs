@@ -211,7 +211,8 @@ fn words(error: &lettre::transport::smtp::Error) -> String {
 /// Whether TLS itself is what failed: before the first word of SMTP the library takes that for a broken connection.
 fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let of_io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    of_io.is_some_and(|inner| inner.is::<rustls::Error>()) || error.source().is_some_and(is_of_tls)
+    of_io.is_some_and(<dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static>::is::<rustls::Error>)
+        || error.source().is_some_and(is_of_tls)
 }
 
 /// A mailbox in the configuration: `ops@example.com`, or `Operations <ops@example.com>`.

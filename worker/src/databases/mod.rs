@@ -3,8 +3,10 @@
 pub(crate) mod contents;
 pub mod pooler;
 mod postgres;
-mod program;
+pub(crate) mod program;
+mod question;
 mod sqlite;
+mod upkeep;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +21,8 @@ use crate::migrations::History;
 use crate::rows::{Named, Walk};
 
 pub use contents::{Contents, Digests, Scratch, Table};
+pub use question::{Answer, LONGEST_VALUE, Question};
+pub use upkeep::{Chore, Ended, Task, Upkeep};
 
 /// A database as the configuration file spells it.
 #[derive(Clone, Debug, Deserialize)]
@@ -104,7 +108,13 @@ pub trait Database: Send + Sync {
     async fn contents(&self, scratch: Scratch, like: &Contents) -> Result<Contents, Failure>;
 
     /// What a scratch database answers to a query that reads one value.
-    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure>;
+    async fn ask_scratch(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure>;
+
+    /// Asks a question. The database sees to it that nothing is written, and that the time limit holds.
+    async fn ask(&self, question: &Question) -> Result<Answer, Failure>;
+
+    /// Opens a session for the database's upkeep.
+    async fn upkeep(&self) -> Result<Box<dyn Upkeep>, Failure>;
 
     /// Takes the lock of a migration tool on this database, by polling, and opens the tool's history.
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure>;

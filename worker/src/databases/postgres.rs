@@ -2,9 +2,11 @@
 //!
 //! The password goes to them through the environment, never through arguments, which everyone on the machine can read.
 
+mod ask;
 mod contents;
 mod dump;
 mod scratch;
+mod upkeep;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,11 +16,12 @@ use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::io::AsyncRead;
+use tracing::debug;
 use url::Url;
 
 use super::pooler::pooled;
 use super::program::{Program, suited};
-use super::{Contents, Database, Digests, Dump, Scratch, Tool, identifier};
+use super::{Answer, Contents, Database, Digests, Dump, Question, Scratch, Tool, Upkeep, identifier};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
@@ -28,6 +31,8 @@ use crate::rows::{Named, Walk};
 const ENGINE: &str = "postgresql";
 /// Connecting and each short statement must be done within this.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// The last word of a session.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Making or dropping a database, which waits for a checkpoint.
 const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
 
@@ -53,6 +58,18 @@ impl Postgres {
 
     async fn connect(&self) -> Result<PgConnection, Failure> {
         connect_with(&self.options).await
+    }
+
+    /// A session that ends with us: the server looks each second whether we are still there (14 and later, not on every
+    /// system), so that what a killed attempt began does not outlive it.
+    async fn watched(&self) -> Result<PgConnection, Failure> {
+        let mut connection = self.connect().await?;
+        let watching =
+            "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
+        if let Err(failure) = within(sqlx::query(watching).execute(&mut connection)).await {
+            debug!("the server does not watch its connections: {}", failure.words());
+        }
+        Ok(connection)
     }
 
     async fn server(&self, connection: &mut PgConnection) -> Result<(u32, String, u64), Failure> {
@@ -205,9 +222,17 @@ impl Database for Postgres {
         contents::contents(&mut connection, Digests::As(like)).await
     }
 
-    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
+    async fn ask_scratch(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
         let mut connection = scratch::connect(self, scratch).await?;
         scratch::ask(&mut connection, sql).await
+    }
+
+    async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
+        self.answer(question).await
+    }
+
+    async fn upkeep(&self) -> Result<Box<dyn Upkeep>, Failure> {
+        self.keep().await
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {
@@ -312,6 +337,15 @@ async fn drop_database(connection: &mut PgConnection, name: &str) -> Result<(), 
     let end = sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1").bind(name);
     within(end.execute(&mut *connection)).await?;
     execute(connection, format!("DROP DATABASE IF EXISTS {}", identifier(name))).await
+}
+
+/// Says good-bye; the server ends the session by itself when the socket closes.
+async fn hang_up(connection: PgConnection) {
+    match tokio::time::timeout(FAREWELL, connection.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(error = &error as &dyn std::error::Error, "the session did not end in order"),
+        Err(_) => debug!("the session did not end in time"),
+    }
 }
 
 async fn execute(connection: &mut PgConnection, sql: String) -> Result<(), Failure> {

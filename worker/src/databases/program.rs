@@ -41,7 +41,21 @@ pub(super) struct Program {
 }
 
 /// A process group, killed when dropped.
-struct Group(Option<Pid>);
+pub(crate) struct Group(Option<Pid>);
+
+impl Group {
+    /// Starts a program as the leader of a group of its own.
+    pub(crate) fn start(command: &mut Command) -> std::io::Result<(Child, Self)> {
+        let child = command.process_group(0).kill_on_drop(true).spawn()?;
+        let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        Ok((child, Self(leader)))
+    }
+
+    /// Its leader has ended and was waited for: its number may be another's now.
+    pub(crate) fn let_go(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
@@ -67,11 +81,9 @@ impl Program {
             command.env_remove(inherited);
         }
         command.envs(environment.iter().map(|(name, value)| (name, value))).env("LC_ALL", "C");
-        command.process_group(0).kill_on_drop(true);
-        let mut child = command.spawn().or_retry(&format!("starting {}", path.display()))?;
-        let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let (mut child, group) = Group::start(&mut command).or_retry(&format!("starting {}", path.display()))?;
         let complaints = tokio::spawn(keep_beginning(child.stderr.take()));
-        Ok(Self { name, child, group: Group(leader), complaints, hidden, _span: outside::program(name) })
+        Ok(Self { name, child, group, complaints, hidden, _span: outside::program(name) })
     }
 
     pub(super) fn take_output(&mut self) -> Result<ChildStdout, Failure> {
@@ -87,7 +99,7 @@ impl Program {
         drop(self.child.stdin.take());
         let waited = tokio::time::timeout(LAST_BREATH, self.child.wait()).await;
         let status = waited.or_retry(&format!("{} did not end", self.name))?.or_retry("waiting for a program")?;
-        self.group.0 = None; // Its number may be another's now.
+        self.group.let_go();
         let complaints = self.complaints.await.or_retry("reading what a program complains about")?;
         let complaints = match &self.hidden {
             Some(hidden) if !hidden.is_empty() => complaints.replace(hidden, "…"),

@@ -1,6 +1,8 @@
 //! `SQLite`: a backup is a compacted copy of the file, made in one transaction and checked before it is sent.
 
+mod ask;
 mod contents;
+mod upkeep;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::program::not_read;
-use super::{Contents, Database, Dump, DumpFacts, Scratch, Tool};
+use super::{Answer, Contents, Database, Dump, DumpFacts, Question, Scratch, Tool, Upkeep};
 use crate::examination::Remark;
 use crate::handler::{Failure, OrFail};
 use crate::migrations::History;
@@ -162,9 +164,17 @@ impl Database for Sqlite {
         contents::count(&mut connection).await
     }
 
-    async fn ask(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
+    async fn ask_scratch(&self, scratch: Scratch, sql: &str) -> Result<Value, Failure> {
         let mut connection = open_alone(&self.path.with_file_name(scratch.name())).await?;
         contents::ask(&mut connection, sql).await
+    }
+
+    async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
+        self.answer(question).await
+    }
+
+    async fn upkeep(&self) -> Result<Box<dyn Upkeep>, Failure> {
+        self.keep().await
     }
 
     async fn migrate_with(&self, tool: Tool) -> Result<Box<dyn History>, Failure> {

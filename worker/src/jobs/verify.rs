@@ -145,7 +145,7 @@ impl Verify {
         proof.differences = expected.differences(&found);
         (proof.tables, proof.digests, proof.rows) = (found.tables.len(), found.digested(), found.rows());
         for assertion in &self.assert {
-            let asked = server.ask(scratch, &assertion.sql).await;
+            let asked = server.ask_scratch(scratch, &assertion.sql).await;
             let value = asked.map_err(|failure| failure.context(format!("asking `{}`", assertion.sql.trim())))?;
             proof.differences.extend(assertion.refutes(&value));
             proof.assertions.push(Asserted { sql: assertion.sql.clone(), value });

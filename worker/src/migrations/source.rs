@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::databases::MigrationsConfig;
-use crate::handler::{Failure, OrFail};
+use crate::handler::Failure;
 use crate::migrations::folder::{self, SourceFile};
 use crate::migrations::github::Repository;
 
@@ -30,14 +30,8 @@ pub(crate) async fn files(
             commit.map_or("missing".to_owned(), |commit| format!("`{commit}`"))
         ))
     })?;
-    let connection = cx.world().github().ok_or_else(|| {
-        Failure::Discard(anyhow::anyhow!(
-            "the migrations of `{database}` come from a repository; add `[connections.github]` with a token"
-        ))
-    })?;
-    let token = cx.world().secrets().resolve(&connection.token).await.or_retry("resolving GitHub's token")?;
-    let (http, api_url) = (cx.world().http(), &connection.api_url);
-    let repository = Repository { http, api_url, token, name, now: cx.now() };
+    let needs = format!("the migrations of `{database}` come from a repository");
+    let repository = Repository::connect(cx, name, &needs).await?;
     if let Some(branch) = &config.branch {
         repository.refuse_unless_reachable(branch, commit).await?;
     }

@@ -12,8 +12,11 @@ use schemas::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use pace::Pace;
-pub(crate) use table::{Named, Table};
-pub(crate) use walk::{Stepped, Versions, Walk};
+pub(crate) use table::Table;
+pub(crate) use walk::{Stepped, Versions};
+
+pub use table::Named;
+pub use walk::Walk;
 
 /// The key of one row, as texts, one for each column of the primary key.
 pub(crate) type Key = Vec<String>;

@@ -11,13 +11,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A table and what makes its rows due, as an operator names them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Named<'a> {
+pub struct Named<'a> {
     /// `table` or `schema.table`.
-    pub(crate) table: &'a str,
+    pub table: &'a str,
     /// The column that says how old a row is.
-    pub(crate) column: &'a str,
+    pub column: &'a str,
     /// A condition in SQL; rows for which it holds stay.
-    pub(crate) hold: Option<&'a str>,
+    pub hold: Option<&'a str>,
 }
 
 /// A table that was found fit. Everything in it is quoted, ready for a statement.

@@ -24,7 +24,7 @@ const LONG_TRANSACTION: &str = "10 minutes";
 const LAG: &str = "10 seconds";
 
 /// A walk over one table.
-pub(crate) struct Walk {
+pub struct Walk {
     connection: PgConnection,
     pub(crate) table: Table,
 }
@@ -42,7 +42,7 @@ pub(crate) enum Stepped<T> {
 pub(crate) struct Versions {
     /// Joined by a sign that no key holds, as they are compared.
     pub(crate) keys: Vec<String>,
-    pub(crate) versions: Vec<String>,
+    pub(crate) stamps: Vec<String>,
     /// JSON.
     pub(crate) rows: Vec<String>,
 }
@@ -158,7 +158,7 @@ impl Walk {
         for row in rows {
             let (key, version, text) = cells(&row).or_retry("reading rows")?;
             found.keys.push(key);
-            found.versions.push(version);
+            found.stamps.push(version);
             found.rows.push(text);
         }
         Ok(Stepped::Done(found))
@@ -183,7 +183,7 @@ impl Walk {
             width + 2,
             width + 3
         );
-        let deleting = bound(&statement, before, cursor, boundary).bind(&read.keys).bind(&read.versions);
+        let deleting = bound(&statement, before, cursor, boundary).bind(&read.keys).bind(&read.stamps);
         let deleted = tokio::time::timeout(STEP_WITHIN, deleting.execute(&mut self.connection)).await;
         Ok(judged(deleted)?.map(|deleted| deleted.rows_affected()))
     }
@@ -221,14 +221,14 @@ impl Versions {
     /// Adds others behind them.
     pub(crate) fn append(&mut self, mut others: Self) {
         self.keys.append(&mut others.keys);
-        self.versions.append(&mut others.versions);
+        self.stamps.append(&mut others.stamps);
         self.rows.append(&mut others.rows);
     }
 
     /// Some of them, without what the rows held.
     pub(crate) fn part(&self, which: std::ops::Range<usize>) -> Self {
         let of = |all: &[String]| all.get(which.clone()).unwrap_or_default().to_vec();
-        Self { keys: of(&self.keys), versions: of(&self.versions), rows: Vec::new() }
+        Self { keys: of(&self.keys), stamps: of(&self.stamps), rows: Vec::new() }
     }
 }
 
@@ -272,12 +272,12 @@ fn judged<T>(answered: Result<Result<T, sqlx::Error>, tokio::time::error::Elapse
 
 /// A lock or a statement's time that ran out, a deadlock, a conflict.
 fn is_in_the_way(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| ["55P03", "57014", "40P01", "40001"].contains(&&*code))
 }
 
 /// What nobody but a person mends: a condition that is no SQL, a table that refers to these rows, a missing privilege.
 fn is_mistaken(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| ["42", "23", "22", "0A"].iter().any(|class| code.starts_with(class)))
 }

@@ -416,7 +416,7 @@ fn wrong_condition(text: &str) -> Option<Problem> {
 
 fn packed(head: &Head, read: &Versions) -> Result<Bytes, Failure> {
     let mut text = serde_json::to_vec(head).or_discard("writing the archive")?;
-    for ((key, version), row) in read.keys.iter().zip(&read.versions).zip(&read.rows) {
+    for ((key, version), row) in read.keys.iter().zip(&read.stamps).zip(&read.rows) {
         let row = RawValue::from_string(row.clone()).or_discard("writing the archive")?;
         text.push(b'\n');
         let line = Line { key: key.clone(), version: version.clone(), row };
@@ -434,7 +434,7 @@ fn unpacked(text: &[u8]) -> anyhow::Result<(Head, Versions)> {
     for line in lines {
         let Line { key, version, row } = serde_json::from_str(line)?;
         versions.keys.push(key);
-        versions.versions.push(version);
+        versions.stamps.push(version);
         versions.rows.push(row.get().to_owned());
     }
     Ok((head, versions))
@@ -476,12 +476,12 @@ mod tests {
     fn an_object_gives_back_what_was_put_into_it() {
         let read = Versions {
             keys: vec!["1\u{1f}a".into(), "2\u{1f}\"\n".into()],
-            versions: vec!["700".into(), "701".into()],
+            stamps: vec!["700".into(), "701".into()],
             rows: vec![r#"{"id": 1, "big": 12345678901234567890.123}"#.into(), r#"{"id": 2, "text": "ü\n"}"#.into()],
         };
         let head = Head { table: "sessions".into(), boundary: vec!["2".into(), "x".into()] };
         let (again, versions) = unpacked(&packed(&head, &read).unwrap()).unwrap();
         assert_eq!((again.table, again.boundary), (head.table, head.boundary));
-        assert_eq!((versions.keys, versions.versions, versions.rows), (read.keys, read.versions, read.rows));
+        assert_eq!((versions.keys, versions.stamps, versions.rows), (read.keys, read.stamps, read.rows));
     }
 }
