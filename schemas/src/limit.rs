@@ -62,6 +62,9 @@ pub struct LimitConfig {
     pub newest: bool,
 }
 
+/// A rate over a longer time is a mistake: a year.
+const LONGEST_PERIOD: Duration = Duration::from_hours(366 * 24);
+
 /// So many starts in a period. A bucket of that many tokens, filled evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -90,7 +93,7 @@ impl FromStr for Rate {
         let (starts, period) = text.split_once('/').ok_or_else(wrong)?;
         // `1/s` is one each second: the number may be left out.
         let period = period::read(period).or_else(|| period::read(&format!("1{period}")));
-        let period = period.filter(|period| !period.is_zero()).ok_or_else(wrong)?;
+        let period = period.filter(|period| !period.is_zero() && *period <= LONGEST_PERIOD).ok_or_else(wrong)?;
         Ok(Self { starts: starts.parse().map_err(|_| wrong())?, period })
     }
 }

@@ -252,11 +252,11 @@ impl Stalls {
         view
     }
 
-    /// Makes every dump wait until the transaction ends.
+    /// Makes every `pg_dump` wait until the transaction ends: by a table that it reads and nobody else does.
     async fn lock_what_is_dumped(&self) -> PgConnection {
         let mut connection = PgConnection::connect(&self.dumped).await.unwrap();
         connection.execute("create table guest (name text)").await.unwrap();
-        connection.execute("begin; lock table guest in access exclusive mode").await.unwrap();
+        connection.execute("begin; lock table pg_catalog.pg_ts_template in access exclusive mode").await.unwrap();
         connection
     }
 
