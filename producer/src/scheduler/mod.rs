@@ -2,7 +2,7 @@
 //!
 //! It runs wherever a producer runs, in any number of processes, and has no leader: the ledger settles each nominal time
 //! once, whoever asks first. What a schedule has come to stands in the ledger, so that a time which fell into a downtime is
-//! found by whoever comes next. A time that is late by less than [`GRACE`] is late and not missed, if it is the newest one.
+//! found by whoever comes next. A time that is late by less than `GRACE` is late and not missed, if it is the newest one.
 
 mod config;
 mod missed;
