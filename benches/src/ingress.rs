@@ -112,12 +112,14 @@ fn print(doors: &[(Variant, Door, Figures)]) {
     }
 }
 
-/// Deliveries of the past, without their bodies, which nothing reads.
+/// Deliveries of the past, without their bodies, which nothing reads. The events' ids begin with their time, as ours do;
+/// the delivery ids and digests are random, as senders' are.
 fn earlier(count: u64) -> String {
     format!(
         "set search_path = nightporter;
          insert into event (id, source, kind, delivery_id, time, data, standing, received_at, config_digest)
-         select gen_random_uuid(), 'github', 'github.push', 'earlier-' || n, 1, '{{}}', 0, 1, ''
+         select ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'github', 'github.push', 'earlier-' || n, 1,
+                '{{}}', 0, 1, ''
          from generate_series(1, {count}) n;
          insert into delivery_key (source, delivery_id, event_id, expires_at)
          select 'github', gen_random_uuid()::text, gen_random_uuid(), 9000000000000000 from generate_series(1, {count});
