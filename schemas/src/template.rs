@@ -16,6 +16,9 @@ use crate::condition::unknown_field;
 /// The longest text with a template in it, in bytes: the parser needs a stack for what is nested.
 const LONGEST: usize = 2000;
 
+/// How deep brackets stand in one another: for each level the parser takes some 20 KiB of stack where it is not optimized.
+const DEEPEST: usize = 24;
+
 /// So many instructions and no more: a loop over what an event brings ends.
 const FUEL: u64 = 50_000;
 
@@ -130,6 +133,9 @@ fn variables_of(text: &str) -> Result<HashSet<String>, Problem> {
             text.len()
         )));
     }
+    if is_deep(text) {
+        return Err(Problem::new(format!("brackets in a template stand at most {DEEPEST} deep in one another")));
+    }
     if let Some(other) = statements(text).find(|word| !STATEMENTS.contains(word)) {
         let problem = Problem::new(format!("templates have no statement `{other}`"));
         return Err(problem.help("there are `if`, `elif`, `else` and `for`"));
@@ -143,6 +149,19 @@ fn variables_of(text: &str) -> Result<HashSet<String>, Problem> {
 /// Whether there is no template in it.
 fn is_plain(text: &str) -> bool {
     !text.contains("{{") && !text.contains("{%")
+}
+
+/// Whether more brackets are open at once than may be; those in quotes count too, which hurts nobody.
+fn is_deep(text: &str) -> bool {
+    let mut open = 0_usize;
+    text.bytes().any(|byte| {
+        match byte {
+            b'(' | b'[' | b'{' => open += 1,
+            b')' | b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > DEEPEST
+    })
 }
 
 /// The words with which statements begin.
@@ -278,6 +297,16 @@ mod tests {
         let variables = json!({"event": {"ref": "a/b", "list": ["x", "y"]}});
         let template = json!(["{{ event.ref|replace('/', '-') }}", "{{ event.list|join(', ') }}", "x".repeat(9999)]);
         assert_eq!(render(template, &variables).unwrap(), json!(["a-b", "x, y", "x".repeat(9999)]));
+    }
+
+    #[test]
+    fn brackets_stand_in_one_another_up_to_a_bound() {
+        let nested = |open: &str, close: &str, deep| format!("{{{{ {}1{} }}}}", open.repeat(deep), close.repeat(deep));
+        for (open, close) in [("a(", ")"), ("(", ")"), ("[", "]"), ("{'a':", "}"), ("a[", "]")] {
+            assert!(Template::parse(json!(nested(open, close, DEEPEST - 2))).is_ok(), "{open}");
+            let problem = Template::parse(json!(nested(open, close, DEEPEST - 1))).unwrap_err();
+            assert!(problem.to_string().contains("at most 24 deep"), "{problem}");
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub fn run(name: &str, corpus: &Corpus, inputs: u32, target: fn(&[u8])) {
     corpus.seeds.iter().for_each(|seed| checked(name, "of the corpus", seed, target));
     let mut count = corpus.seeds.len();
     for &seed in &seeds {
-        // A stack that overflows takes the process with it, and says only the thread's name.
+        // A stack that overflows takes the process with it, and says only the thread's name; the input is in its file.
         let thread = std::thread::Builder::new().name(format!("fuzzing {name}, seed {seed}")).stack_size(STACK);
         let did = std::thread::scope(|scope| {
             let go = move || {
@@ -72,10 +72,11 @@ pub fn inputs(corpus: &Corpus, count: u32) -> Vec<Vec<u8>> {
     corpus.seeds.iter().cloned().chain((0..count).map(|_| mutator.next_input())).collect()
 }
 
+/// The input is in a file first: a stack that overflows leaves nothing else behind.
 fn checked(name: &str, which: &str, input: &[u8], target: fn(&[u8])) {
+    let file = std::env::temp_dir().join(format!("nightporter-fuzz-{name}-{}", std::process::id()));
+    std::fs::write(&file, input).expect("a file for the input");
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| target(input))) {
-        let file = std::env::temp_dir().join(format!("nightporter-fuzz-{name}-{}", std::process::id()));
-        let _said_anyway = std::fs::write(&file, input);
         let start = String::from_utf8_lossy(&input[..input.len().min(500)]).into_owned();
         eprintln!("{name}: input {which} is in {}; keep it in tests/fixtures/fuzz/{name}/: {start:?}", file.display());
         std::panic::resume_unwind(panic);
