@@ -188,6 +188,12 @@ fn why_a_job_does_not_run_is_said_with_what_to_do_next() {
     site.doctor_says(&first, &format!("nightporter approvals approve {first}"));
     site.doctor_says(&second, &format!("it needs `first`, which is pending: nightporter doctor {first}"));
 
+    let json = site.ask(&["doctor", &first, "--json"]).exits(0);
+    assert_eq!(json.json()["job"], first);
+    for said in [json.stdout, site.ask(&["doctor", &first]).exits(0).stdout] {
+        assert!(!said.ends_with("\n\n"), "an empty line at its end: {said:?}");
+    }
+
     let long = site.start(&["--with", "steps=10", "--with", "step_millis=60000"]);
     site.doctor_says(&long, "it runs: attempt 1 since");
     let waiting = site.start(&[]);
