@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use url::Url;
 
+use crate::channels::beginning_of;
+
 /// A ledger that takes longer to answer is not well.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -148,13 +150,12 @@ impl Heartbeat {
         let url = Url::parse(url.expose_secret().trim()).ok().filter(|url| matches!(url.scheme(), "https" | "http"));
         let url = self.address(url.ok_or(Unheard::Address)?, wrong.is_some()).ok_or(Unheard::Address)?;
         let request = self.http.post(url).timeout(DEADLINE).body(wrong.unwrap_or_default());
-        let answer = request.send().await.map_err(|error| Unheard::NoAnswer(error.without_url()))?;
+        let mut answer = request.send().await.map_err(|error| Unheard::NoAnswer(error.without_url()))?;
         let status = answer.status();
         if !status.is_success() {
             return Err(Unheard::Refused(status.as_u16()));
         }
-        let words = answer.text().await.unwrap_or_default();
-        if self.config.service == Service::Healthchecks && words.starts_with("OK (") {
+        if self.config.service == Service::Healthchecks && beginning_of(&mut answer).await.starts_with("OK (") {
             return Err(Unheard::Ignored);
         }
         Ok(())

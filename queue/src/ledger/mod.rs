@@ -10,11 +10,14 @@
 //! - Rows are written in the order of their keys, so that no two transactions wait for each other.
 
 mod asks;
+mod cancel;
 mod door;
 mod firing;
 mod postgres;
+mod replay;
 mod rows;
 mod sqlite;
+mod storing;
 
 use std::sync::Arc;
 
@@ -29,6 +32,7 @@ use serde_json::value::RawValue;
 use crate::OpenError;
 use crate::bell::Bells;
 use crate::config::NoticeOfDiscard;
+use crate::forgetting::Waiting;
 
 pub use asks::*;
 use postgres::Postgres;
@@ -124,6 +128,15 @@ pub trait Upkeep: Send + Sync {
     /// Forgets what is older than it is to be kept, the oldest first, at most `limit` of each; how many of what there were
     /// most. Jobs and runs that have not ended are never forgotten, and neither are keys: what was done is not done again.
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError>;
+
+    /// The events that are held or in quarantine and were received from `since` (if any) until before `before`: how many,
+    /// and the `named` oldest.
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError>;
 }
 
 /// For operators. Each verb takes who and why, and writes its audit row in the same transaction.

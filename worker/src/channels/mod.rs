@@ -21,6 +21,7 @@ use secrets::{Resolver, SecretText};
 
 use crate::handler::Failure;
 
+pub(crate) use call::beginning_of;
 pub use config::{
     ChannelConfig, MailAddress, MailConfig, MailLogin, MailTls, OnUnknown, PagerdutyConfig, ResendConfig, WebhookConfig,
 };
