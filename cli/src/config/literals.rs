@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 16] = [
+const PLACES: [&[&str]; 17] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -22,6 +22,7 @@ const PLACES: [&[&str]; 16] = [
     &["channels", "*", "mail", "login", "password"],
     &["channels", "*", "resend", "key"],
     &["channels", "*", "webhook", "secret"],
+    &["channels", "*", "heartbeat", "url"],
     &["heartbeat", "url"],
     &["credentials", "*", "headers", "*"],
 ];
