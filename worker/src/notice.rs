@@ -73,7 +73,7 @@ pub fn before_forgetting(channel: &str, catalog: Catalog) -> NoticeOfForgetting 
 
 fn words_of(waiting: &Waiting, within: Duration) -> String {
     let Waiting { held, quarantined, oldest } = waiting;
-    let ids = oldest.iter().map(|id| format!("nightporter events show {id}\n")).collect::<String>();
+    let ids = oldest.iter().map(|id| format!("nightporter events show {id}\n")).collect::<Vec<_>>().concat();
     format!(
         "{held} events are held and {quarantined} are in quarantine, and nobody has looked after them. Within {} the first \
          of them lose what their senders wrote, or go ([queue] keep).\n\nThe oldest:\n{ids}\nA held one has its work by:\n\
