@@ -39,5 +39,6 @@ mod stores;
 mod telemetry;
 mod vault;
 mod vaults;
+mod vercel;
 mod work;
 mod workflows;

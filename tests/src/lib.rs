@@ -28,6 +28,7 @@ pub mod sender;
 pub mod services;
 pub mod transitions;
 pub mod vaults;
+pub mod vercel;
 
 /// Whether the long forms of tests were asked for; the short ones print how much they did.
 pub fn is_long() -> bool {

@@ -25,8 +25,10 @@ mod outside;
 pub mod programs;
 pub mod registry;
 pub mod rotations;
+pub mod rest;
 pub mod rows;
 pub mod stores;
+pub mod vercel;
 mod worker;
 pub mod world;
 

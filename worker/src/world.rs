@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use schemas::{Catalog, LimitConfig, Names};
 use secrets::vaults::Vault;
+use schemas::{Catalog, LimitConfig, Names, Runbook};
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -29,6 +30,7 @@ pub struct WorldConfig {
     pub rotations: BTreeMap<String, RotationConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
+    pub runbooks: Arc<BTreeMap<String, Runbook>>,
 }
 
 /// Accounts at services that jobs call.
@@ -36,6 +38,8 @@ pub struct WorldConfig {
 pub struct Connections {
     /// GitHub, for migrations folders at a commit.
     pub github: Option<GithubConnection>,
+    /// Vercel, for deployments and what belongs to them.
+    pub vercel: Option<VercelConnection>,
 }
 
 /// An account at GitHub.
@@ -44,6 +48,17 @@ pub struct GithubConnection {
     /// A token that may read the repositories' contents.
     pub token: secrets::SecretText,
     /// `https://api.github.com`, or GitHub Enterprise Server's `https://HOST/api/v3`.
+    pub api_url: url::Url,
+}
+
+/// An account or a team at Vercel.
+#[derive(Clone, Debug)]
+pub struct VercelConnection {
+    /// An access token.
+    pub token: secrets::SecretText,
+    /// The team that the projects belong to: its id (`team_...`) or its slug; none for a personal account.
+    pub team: Option<String>,
+    /// `https://api.vercel.com`.
     pub api_url: url::Url,
 }
 
@@ -110,6 +125,11 @@ impl World {
         self.config.connections.github.as_ref()
     }
 
+    /// The Vercel connection, if one is configured.
+    pub fn vercel(&self) -> Option<&VercelConnection> {
+        self.config.connections.vercel.as_ref()
+    }
+
     /// How the credentials of that name are configured.
     pub fn credentials(&self, name: &str) -> Result<&CredentialsConfig, Failure> {
         self.config.credentials.get(name).ok_or_else(|| unknown("credentials", name))
@@ -130,6 +150,9 @@ impl World {
         let none =
             || anyhow::anyhow!("there is no vault in this worker's configuration: add [vault] and retry the job");
         self.secrets.vault().ok_or_else(|| Failure::Discard(none()))
+    /// The runbook of that name.
+    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
+        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
     }
 
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
@@ -161,6 +184,11 @@ impl WorldConfig {
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
             rotations: self.rotations.keys().cloned().collect(),
+            runbooks: self
+                .runbooks
+                .iter()
+                .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
+                .collect(),
         }
     }
 }

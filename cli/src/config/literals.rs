@@ -14,6 +14,7 @@ const PLACES: [&[&str]; 17] = [
     &["vault", "identity"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],
+    &["connections", "vercel", "token"],
     &["databases", "*", "url"],
     &["stores", "*", "credentials"],
     &["stores", "*", "identity"],
