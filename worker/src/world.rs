@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Catalog, LimitConfig, Names};
-use secrets::vaults::Vault;
 use schemas::{Catalog, LimitConfig, Names, Runbook};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -150,6 +149,8 @@ impl World {
         let none =
             || anyhow::anyhow!("there is no vault in this worker's configuration: add [vault] and retry the job");
         self.secrets.vault().ok_or_else(|| Failure::Discard(none()))
+    }
+
     /// The runbook of that name.
     pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
         self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
