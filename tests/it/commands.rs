@@ -455,3 +455,11 @@ fn the_example_of_the_documentation_is_right() {
     let house = House::new(example);
     assert_eq!(house.run(&["check"]).exits(0).stdout.trim(), "nightporter.toml is right");
 }
+
+#[test]
+fn the_configurations_of_the_operations_guide_are_right() {
+    let page = include_str!("../../docs/operations.md");
+    let examples = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let ends: Vec<i32> = examples.map(|example| House::new(example).run(&["check"]).exits(0).code).collect();
+    assert_eq!(ends.len(), 2, "one for each shape");
+}
