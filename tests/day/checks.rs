@@ -37,7 +37,8 @@ async fn deliveries(week: &Week, report: &mut Report) -> Result<()> {
         "select count(*) from nightporter.history h join nightporter.job_args a on a.id = h.id
           where a.event_id in ({ids}) and h.state = 5"
     );
-    let twice = "select count(*) from (select 1 from nightporter.event group by source, delivery_id having count(*) > 1) t";
+    let twice =
+        "select count(*) from (select 1 from nightporter.event group by source, delivery_id having count(*) > 1) t";
     report.check("deliveries that were signed for: booked", promised.len(), week.team.count(&booked).await?);
     report.check("… and their jobs completed", promised.len(), week.team.count(&done).await?);
     report.check("deliveries that are booked twice", 0, week.team.count(twice).await?);

@@ -31,7 +31,8 @@ pub(crate) struct Clock {
 impl Clock {
     /// The clock that `tests/run-day` made, at the real time still.
     pub(crate) fn of_the_environment(postgres: &str) -> Result<Self> {
-        let variable = |name| std::env::var(name).with_context(|| format!("{name} is not set: run this by tests/run-day"));
+        let variable =
+            |name| std::env::var(name).with_context(|| format!("{name} is not set: run this by tests/run-day"));
         let clock = Self {
             library: variable(LIBRARY)?,
             file: variable(FILE)?.into(),

@@ -69,7 +69,11 @@ impl Report {
         }
         let text = serde_json::to_string_pretty(&self)?;
         std::fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))?;
-        println!("\n{}; the report as JSON: {}", if self.well { "all is well" } else { "NOT all is well" }, file.display());
+        println!(
+            "\n{}; the report as JSON: {}",
+            if self.well { "all is well" } else { "NOT all is well" },
+            file.display()
+        );
         Ok(self.well)
     }
 }

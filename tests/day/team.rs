@@ -78,7 +78,7 @@ impl Team {
             .replace("{github}", github.start().await.as_str())
             .replace("{store}", &bucket.store_url())
             .replace("{team}", &chat.url);
-        let [porter, one, two] = ["serve", "work", "work"].map(|role| Machine::start(&config, &clock, role));
+        let [porter, one, two] = ["serve", "work", "work"].map(|role| Machine::start(&config, &token, &clock, role));
         let http = worker::world::http_client();
         let workers = vec![one, two];
         Ok(Self { clock, shop, github, chat, bucket, ledger, http, porter, workers, lost: 0, token, config })
@@ -127,26 +127,26 @@ impl Team {
     /// Loses the porter's machine, with all that is on its disk, and sets up another.
     pub(crate) fn lose_porter(&mut self) {
         self.porter.process.signal("KILL");
-        self.porter = Machine::start(&self.config, &self.clock, "serve");
+        self.porter = Machine::start(&self.config, &self.token, &self.clock, "serve");
         self.lost += 1;
     }
 
     /// Loses a worker's machine in the midst of whatever it does, and sets up another.
     pub(crate) fn lose_worker(&mut self, number: usize) {
         self.workers[number].process.signal("KILL");
-        self.workers[number] = Machine::start(&self.config, &self.clock, "work");
+        self.workers[number] = Machine::start(&self.config, &self.token, &self.clock, "work");
         self.lost += 1;
     }
 }
 
 impl Machine {
-    fn start(config: &str, clock: &Clock, role: &str) -> Self {
+    fn start(config: &str, token: &str, clock: &Clock, role: &str) -> Self {
         let environment = clock.environment();
         let environment = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let aws =
             [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
         let environment: Vec<(&str, &str)> = environment.chain(aws).collect();
-        let house = House::new(config).with_environment(&environment);
+        let house = House::new(config).with_environment(&environment).with_environment(&[("NIGHTPORTER_TOKEN", token)]);
         let process = house.start(role);
         Self { house, process }
     }
