@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Catalog, LimitConfig, Names};
+use schemas::{Catalog, LimitConfig, Names, Runbook};
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -26,6 +26,7 @@ pub struct WorldConfig {
     pub programs: BTreeMap<String, ProgramConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
+    pub runbooks: Arc<BTreeMap<String, Runbook>>,
 }
 
 /// Accounts at services that jobs call.
@@ -33,6 +34,8 @@ pub struct WorldConfig {
 pub struct Connections {
     /// GitHub, for migrations folders at a commit.
     pub github: Option<GithubConnection>,
+    /// Vercel, for deployments and what belongs to them.
+    pub vercel: Option<VercelConnection>,
 }
 
 /// An account at GitHub.
@@ -41,6 +44,17 @@ pub struct GithubConnection {
     /// A token that may read the repositories' contents.
     pub token: secrets::SecretText,
     /// `https://api.github.com`, or GitHub Enterprise Server's `https://HOST/api/v3`.
+    pub api_url: url::Url,
+}
+
+/// An account or a team at Vercel.
+#[derive(Clone, Debug)]
+pub struct VercelConnection {
+    /// An access token.
+    pub token: secrets::SecretText,
+    /// The team that the projects belong to: its id (`team_...`) or its slug; none for a personal account.
+    pub team: Option<String>,
+    /// `https://api.vercel.com`.
     pub api_url: url::Url,
 }
 
@@ -107,6 +121,11 @@ impl World {
         self.config.connections.github.as_ref()
     }
 
+    /// The Vercel connection, if one is configured.
+    pub fn vercel(&self) -> Option<&VercelConnection> {
+        self.config.connections.vercel.as_ref()
+    }
+
     /// How the credentials of that name are configured.
     pub fn credentials(&self, name: &str) -> Result<&CredentialsConfig, Failure> {
         self.config.credentials.get(name).ok_or_else(|| unknown("credentials", name))
@@ -115,6 +134,11 @@ impl World {
     /// How the program of that name is configured.
     pub fn program(&self, name: &str) -> Result<&ProgramConfig, Failure> {
         self.config.programs.get(name).ok_or_else(|| unknown("program", name))
+    }
+
+    /// The runbook of that name.
+    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
+        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
     }
 
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
@@ -145,6 +169,11 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
+            runbooks: self
+                .runbooks
+                .iter()
+                .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
+                .collect(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From the file's text to a [`Config`], noting all that is wrong on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use worker::credentials::CredentialsConfig;
 use worker::heartbeat::HeartbeatConfig;
 use worker::programs::ProgramConfig;
 use worker::stores::StoreConfig;
-use worker::world::{Connections, GithubConnection};
+use worker::world::{Connections, GithubConnection, VercelConnection};
 
 use super::document::Document;
 use super::finding::{Finding, from_serde};
-use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
+use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
@@ -78,7 +78,7 @@ impl Reader<'_> {
     /// None where something could not be read; something wrong may be found nevertheless.
     fn config(&mut self, text: &str) -> Option<Config> {
         self.unknown_names(&[], &TABLES);
-        self.unknown_names(&["connections"], &["github"]);
+        self.unknown_names(&["connections"], &["github", "vercel"]);
         let server = self.section("server");
         let operators = self.section("operators");
         let queue = self.section("queue");
@@ -87,20 +87,22 @@ impl Reader<'_> {
         let worker = self.section("worker");
         let telemetry = self.section("telemetry");
         let heartbeat = self.heartbeat();
-        let world = WorldConfig {
+        let mut world = WorldConfig {
             databases: self.named("databases"),
             stores: self.stores(),
             channels: self.channels(),
             credentials: self.credentials(),
             programs: self.programs(),
-            connections: Connections { github: self.github() },
+            connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
+            runbooks: Arc::default(),
         };
         let registry = worker::jobs::registry();
         let catalog = Arc::new(registry.catalog(self.names()).with_limits(world.limits.clone()));
         catalog.check_limits().into_iter().for_each(|problem| self.problem(problem));
         let runbooks = self.runbooks(&catalog);
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
+        world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
@@ -160,7 +162,13 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            runbooks: self.inputs_of_runbooks(),
         }
+    }
+
+    fn inputs_of_runbooks(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let inputs = |name: &String| self.document.names(&["runbooks", name, "inputs"]).into_iter().collect();
+        self.document.names(&["runbooks"]).into_iter().map(|name| (name.clone(), inputs(&name))).collect()
     }
 
     fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {
@@ -217,6 +225,12 @@ impl Reader<'_> {
     fn github(&mut self) -> Option<GithubConnection> {
         let section: GithubSection = self.part(&["connections", "github"])?;
         Some(GithubConnection { token: section.token, api_url: section.api_url })
+    }
+
+    fn vercel(&mut self) -> Option<VercelConnection> {
+        let section: VercelSection = self.part(&["connections", "vercel"])?;
+        let team = section.team.map(|team| team.0);
+        Some(VercelConnection { token: section.token, team, api_url: section.api_url })
     }
 
     fn runbooks(&mut self, catalog: &schemas::Catalog) -> BTreeMap<String, Runbook> {
