@@ -16,7 +16,8 @@ impl Telling<'_> {
         command.args(arguments).env("NIGHTPORTER_CONFIG", &self.site.config).kill_on_drop(true);
         // The demo's own server is meant, not one that the terminal is set up for.
         command.env_remove("NIGHTPORTER_SERVER").env_remove("NIGHTPORTER_TOKEN");
-        let ended = command.output().await.map_err(|error| fell_short(&format!("the command did not start: {error}")))?;
+        let ended =
+            command.output().await.map_err(|error| fell_short(&format!("the command did not start: {error}")))?;
         if !ended.status.success() {
             return Err(fell_short(&format!("the command failed: {}", String::from_utf8_lossy(&ended.stderr))));
         }

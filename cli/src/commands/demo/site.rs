@@ -74,10 +74,8 @@ impl Site {
         let url = format!("sqlite:{}", self.folder.join("nightporter.db").display());
         let ledger = queue::ledger::open(&url, None).await?;
         let nightly = config.schedules.iter().filter(|schedule| schedule.name == NIGHTLY);
-        let announced = nightly.map(|schedule| Announced {
-            schedule: schedule.name.clone(),
-            timetable: schedule.timetable.to_string(),
-        });
+        let announced = nightly
+            .map(|schedule| Announced { schedule: schedule.name.clone(), timetable: schedule.timetable.to_string() });
         let yesterday = Utc::now() - TimeDelta::days(1);
         let told = ledger.announce(&config.digest, &announced.collect::<Vec<_>>(), yesterday).await;
         told.map(drop).map_err(|error| cannot("write the ledger in", &self.folder, &error))

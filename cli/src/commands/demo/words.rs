@@ -28,7 +28,12 @@ pub(super) fn said(kind: &str, output: &Value) -> String {
         }
         "migrate" => format!("{} applied: {}", number("count"), names(&output["applied"])),
         "retention" => {
-            format!("{} kept; {} deleted, which no tier keeps: {}", number("kept"), number("deleted"), files(&output["keys"]))
+            format!(
+                "{} kept; {} deleted, which no tier keeps: {}",
+                number("kept"),
+                number("deleted"),
+                files(&output["keys"])
+            )
         }
         "http" => format!("answered {}", number("status")),
         "notify" => format!("to {}", text("channel")),
