@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use queue::clock::later;
-use queue::ledger::{Beat, Ended, LedgerError, behind};
+use queue::ledger::{Beat, Ended, LedgerError};
 use schemas::{JobState, Outcome, Priority, StepState};
 use serde_json::json;
 use serde_json::value::RawValue;

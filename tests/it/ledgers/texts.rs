@@ -3,7 +3,7 @@
 use queue::ledger::{Enqueued, JobFilter};
 use schemas::{JobState, StepState};
 use serde_json::json;
-use tests::ledgers::{TestLedger, completed, discarded, new_job};
+use tests::ledgers::{TestLedger, discarded, new_job};
 
 use super::keyed;
 
