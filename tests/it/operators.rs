@@ -1,6 +1,6 @@
 //! What operators do by the command line, with the built binary: replays, pauses, approvals, tokens.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::binary::{House, Site};
 
 const CONFIG: &str = r#"

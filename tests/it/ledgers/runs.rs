@@ -9,7 +9,7 @@ use schemas::{JobId, JobState, Key, NewRun, RunState};
 use serde_json::json;
 use tests::ledgers::{TestLedger, ada, completed, discarded};
 
-use super::{deploy, keyed, run_state};
+use super::{deploy, run_state};
 
 on_every_engine![
     a_run_goes_on_as_its_needs_end,
