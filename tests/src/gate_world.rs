@@ -76,12 +76,30 @@ impl GateWorld {
             if view.state.is_finished() {
                 return Some(view);
             }
-            if matches!(view.state, JobState::Scheduled | JobState::Retryable) {
-                self.world.pass(LOOK).await;
-            }
+            self.look_again(&view).await;
             None
         };
         crate::porter::eventually("the gate has ended", look).await
+    }
+
+    /// Lets time pass until the gate looks again, unless its run is just being worked at: that takes real time.
+    pub async fn look_again(&self, gate: &JobView) {
+        let runs = self.runs().await;
+        let works =
+            |run: &RunView| run.jobs.iter().any(|job| matches!(job.state, JobState::Available | JobState::Running));
+        if matches!(gate.state, JobState::Scheduled | JobState::Retryable) && !runs.iter().any(works) {
+            self.world.pass(LOOK).await;
+        }
+    }
+
+    /// Waits until the gate waits for its run, and that for nothing but a paused kind.
+    pub async fn waits(&self, gate: JobId) {
+        self.world.wait_for(gate, &[JobState::Scheduled]).await;
+        crate::porter::eventually("the plan is made", async || {
+            let runs = self.runs().await;
+            runs.last()?.jobs.iter().any(|job| job.state == JobState::Completed).then_some(())
+        })
+        .await;
     }
 
     /// Starts the run of a gate, as a gate does that dies before it can write so.

@@ -75,9 +75,7 @@ async fn it_dies_while_vercel_takes_what_it_says() {
             silence();
         }
         tests::porter::eventually("the call is made", async || {
-            if it.world.queue.ledger().job(gate).await.unwrap().unwrap().state == JobState::Scheduled {
-                it.world.pass(tests::gate_world::LOOK).await;
-            }
+            it.look_again(&it.world.queue.ledger().job(gate).await.unwrap().unwrap()).await;
             (it.vercel.silences() > 0).then_some(())
         })
         .await;
