@@ -14,6 +14,7 @@ mod plan;
 mod promoted;
 mod restore;
 mod retention;
+mod rotate;
 mod sql;
 mod tries;
 mod verify;
@@ -37,6 +38,7 @@ pub fn registry() -> Registry {
         .with::<promoted::Promoted>()
         .with::<restore::Restore>()
         .with::<retention::Retention>()
+        .with::<rotate::Rotate>()
         .with::<verify::Verify>()
         .with::<sql::Sql>()
 }
