@@ -26,6 +26,7 @@ use schemas::{Catalog, JobState, Timestamp};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
+use worker::ledger_copies::CopyMetrics;
 
 /// What the ledger holds is asked for at most so often.
 const ASK_EVERY: Duration = Duration::from_secs(15);
@@ -48,6 +49,7 @@ struct Inner {
     registry: Registry,
     queue: Queue,
     door: Option<Door>,
+    copies: Option<CopyMetrics>,
     /// All queues that this configuration's jobs wait in.
     queues: BTreeSet<String>,
     held: Held,
@@ -76,8 +78,13 @@ struct Waiting {
 }
 
 impl Metrics {
-    /// The metrics of a process that has this queue, this worker and this door, and jobs of this catalog.
-    pub(crate) fn new(queue: Queue, worker: Option<&worker::Metrics>, door: Option<Door>, catalog: &Catalog) -> Self {
+    /// The metrics of a process that has this queue, this worker, these copies and this door, and jobs of this catalog.
+    pub(crate) fn new(
+        queue: Queue,
+        (worker, copies): (Option<&worker::Metrics>, Option<CopyMetrics>),
+        door: Option<Door>,
+        catalog: &Catalog,
+    ) -> Self {
         let mut registry = Registry::with_prefix("nightporter");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The program", build);
@@ -88,10 +95,13 @@ impl Metrics {
         if let Some(door) = &door {
             door.register_metrics(&mut registry);
         }
+        if let Some(copies) = &copies {
+            copies.register(&mut registry);
+        }
         let held = Held::default();
         held.register(&mut registry, door.is_some());
         let queues = catalog.kinds().map(|kind| kind.queue.to_owned()).collect();
-        Self(Arc::new(Inner { registry, queue, door, queues, held, asked: Mutex::default() }))
+        Self(Arc::new(Inner { registry, queue, door, copies, queues, held, asked: Mutex::default() }))
     }
 
     /// `/metrics`.
@@ -101,7 +111,8 @@ impl Metrics {
 
     /// Asks what is held, unless that was asked a moment ago.
     async fn ask(&self) {
-        let Inner { queue, door, queues, held, asked, .. } = &*self.0;
+        let Inner { queue, door, copies, queues, held, asked, .. } = &*self.0;
+        copies.iter().for_each(CopyMetrics::show);
         held.broker_up.set(i64::from(queue.broker().is_well()));
         if let Some(door) = door {
             held.spooled.set(i64::try_from(door.spooled()).unwrap_or(i64::MAX));

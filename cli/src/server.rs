@@ -19,8 +19,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 use url::Url;
 use worker::heartbeat::Heartbeat;
+use worker::ledger_copies::{Copier, CopyMetrics};
 use worker::{Worker, WorkerConfig, World};
 
+use crate::commands::recover;
 use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
 use crate::descriptors::Connections;
 use crate::exit_code;
@@ -98,8 +100,13 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
         operators: house.as_ref().map(Listener::address),
     };
     let resolver = rooms::resolver(&config).await;
+    recover::must_not_begin_anew(&config, &resolver).await?;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
+    let copies = config.queue.copy_to.is_some().then(CopyMetrics::default);
+    if let Some(metrics) = &copies {
+        running.copy(rooms::copier(&config, queue.clone(), Arc::clone(&resolver), metrics.clone()));
+    }
     let counted = worker::Metrics::default();
     if roles.works {
         running.work(&config, &resolver, counted.clone());
@@ -119,14 +126,14 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             running.schedule(rooms::scheduler(&config, queue.clone()));
             let door = rooms::door(config, queue.clone(), resolver)?;
             let health = Health::new(queue.clone(), Some(door.clone()));
-            let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()), &catalog);
+            let metrics = Metrics::new(queue.clone(), (counted, copies), Some(door.clone()), &catalog);
             let api = console::router(console(queue, startable, schedules, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
             running.drain(door);
         }
         (_, Some(house)) => {
-            let metrics = Metrics::new(queue.clone(), counted, None, &catalog);
+            let metrics = Metrics::new(queue.clone(), (counted, copies), None, &catalog);
             running.listen(house, Health::new(queue, None).with_reasons().merge(metrics.router()));
         }
         (_, None) => {}
@@ -154,6 +161,9 @@ struct Running {
     /// Promoter and rescuer go on until the last attempt has ended.
     upkeep_stop: CancellationToken,
     upkeep: JoinHandle<()>,
+    /// Copies once more when all else has ended.
+    copier: Option<JoinHandle<()>>,
+    copier_stop: CancellationToken,
     parts: JoinSet<()>,
 }
 
@@ -164,7 +174,13 @@ impl Running {
             let (queue, stop) = (queue.clone(), upkeep_stop.clone());
             async move { queue.keep_up(stop).await }
         });
-        Self { queue, stop, upkeep_stop, upkeep, parts: JoinSet::new() }
+        let copier_stop = CancellationToken::new();
+        Self { queue, stop, upkeep_stop, upkeep, copier: None, copier_stop, parts: JoinSet::new() }
+    }
+
+    fn copy(&mut self, copier: Option<Copier>) {
+        let stop = self.copier_stop.clone();
+        self.copier = copier.map(|copier| tokio::spawn(copier.run(stop)));
     }
 
     fn listen(&mut self, listener: Listener, router: Router) {
@@ -206,6 +222,7 @@ impl Running {
             () = self.stop.cancelled() => false,
             _ = self.parts.join_next() => true,
             () = ended(&self.upkeep) => true,
+            () = ended_if_any(self.copier.as_ref()) => true,
         };
         info!("stopping; a second signal ends at once");
         self.stop.cancel();
@@ -214,6 +231,10 @@ impl Running {
         }
         self.upkeep_stop.cancel();
         panicked |= self.upkeep.await.is_err();
+        self.copier_stop.cancel();
+        if let Some(copier) = self.copier {
+            panicked |= copier.await.is_err();
+        }
         self.queue.close(LAST_BELLS).await;
         info!("stopped");
         if panicked {
@@ -227,6 +248,13 @@ impl Running {
 async fn ended(task: &JoinHandle<()>) {
     while !task.is_finished() {
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn ended_if_any(task: Option<&JoinHandle<()>>) {
+    match task {
+        Some(task) => ended(task).await,
+        None => std::future::pending().await,
     }
 }
 

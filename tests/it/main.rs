@@ -29,6 +29,7 @@ mod operators;
 mod overload;
 mod postgres_ledger;
 mod postgres_plans;
+mod recover;
 mod retention;
 mod schedules;
 mod spooling;

@@ -20,6 +20,7 @@ use tracing::{Instrument, Span, error, info, info_span, warn};
 use crate::routes::Startable;
 
 pub use config::ScheduleConfig;
+pub use missed::since;
 
 /// Producers with an older configuration hear of this one so often, and what others have settled is read again: within
 /// the time in which a configuration counts as alive, and seldom enough to cost nothing.
