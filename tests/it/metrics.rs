@@ -18,6 +18,9 @@ listen = "127.0.0.1:0"
 listen = "127.0.0.1:0"
 [queue]
 ledger = "sqlite:book.db"
+copy_to = "safe"
+[stores.safe]
+url = "file:safe"
 [sources.github]
 secrets = ["a-secret-of-the-source"]
 [[routes]]
@@ -67,6 +70,7 @@ async fn what_happens_is_counted_and_no_id_is_a_label() {
         "nightporter_oldest_available_job_seconds{queue=\"default\"} 0.0",
         "nightporter_attempt_duration_seconds_count{kind=\"noop\"} 1",
         "nightporter_attempts_running{queue=\"default\"} 0",
+        "nightporter_ledger_copy_superseded 0",
     ] {
         assert!(first.lines().any(|known| known == line), "{line} is not in:\n{first}");
     }
