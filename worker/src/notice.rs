@@ -237,6 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn copies_that_are_too_old_raise_an_alarm_and_fresh_ones_resolve_it() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_copies("oncall", crate::jobs::registry().catalog(names));
+        let told = |news: &News| -> Value {
+            serde_json::from_str(notice(news, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
+        };
+        let stale = told(&News::Stale { minutes: 7, reason: "the bucket is gone".into() });
+        assert_eq!((&stale["action"], &stale["severity"]), (&Value::from("trigger"), &Value::from("critical")));
+        let text = stale["text"].as_str().unwrap();
+        assert!(text.contains("7 minutes") && text.contains("the bucket is gone"), "{text}");
+        let fresh = told(&News::Fresh);
+        assert_eq!((&fresh["action"], &fresh["alarm"]), (&Value::from("resolve"), &stale["alarm"]));
+    }
+
+    #[test]
     fn a_channel_that_is_not_configured_makes_none_and_no_panic() {
         let notice = on_discard("nobody", crate::jobs::registry().catalog(Names::default()));
         assert!(notice(JobId::at(Timestamp::UNIX_EPOCH), "backup", "x", Timestamp::UNIX_EPOCH).is_none());
