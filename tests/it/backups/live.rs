@@ -144,7 +144,8 @@ async fn a_backup_takes_the_place_of_a_live_sqlite_file_when_nobody_else_has_it_
     assert_eq!(contents(&source).await, changed, "nothing was changed");
     drop(stdin);
     application.wait().unwrap();
-    let done = world.completed(job).await;
+    let ended = world.wait_for(job, &[JobState::Completed, JobState::Discarded]).await;
+    let done = ended.output.unwrap_or_else(|| panic!("{:?}", ended.reason));
     assert_eq!(contents(&source).await, wanted);
     assert_eq!(contents(&format!("sqlite:{}", done["kept"].as_str().unwrap())).await, changed, "the old one is kept");
     assert_eq!(listed(&directory(&lake)).await.backups.len(), 2, "and so is the safety backup");

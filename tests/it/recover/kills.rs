@@ -48,7 +48,9 @@ async fn a_copy_that_is_cut_short_at_any_point_leaves_the_one_before_it_whole() 
     team.all_done(&commits(1..sent + 2)).await;
     team.copied(&delivery_of(&commits(sent + 1..sent + 2)[0]).to_string()).await;
     up.kill();
-    let lines = std::fs::read_dir(safe.path().join("nightporter-ledger")).unwrap().count() - 1;
+    let folders = std::fs::read_dir(safe.path().join("nightporter-ledger")).unwrap().map(|entry| entry.unwrap().path());
+    // A store in a folder leaves its folders behind, empty; beside the lines there are the claims.
+    let lines = folders.filter(|folder| std::fs::read_dir(folder).unwrap().next().is_some()).count() - 1;
     assert!(lines <= 6, "{lines} lines are kept");
     let machine = team.machine();
     machine.run(&["recover"]).exits(0);

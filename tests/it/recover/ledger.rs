@@ -86,11 +86,11 @@ async fn a_snapshot_is_one_moment_of_the_ledger_however_much_is_written_meanwhil
         written += writer.await.unwrap();
     }
     assert!(written > before && before > 0, "{written} were written, {before} are in the last copy");
-    let last = taken(&ledger).await;
-    assert!(matches!(ledger.snapshot(Some(last.version)).await.unwrap(), Snapped::Unchanged));
+    let version = taken(&ledger).await.version;
+    assert!(matches!(ledger.snapshot(Some(version)).await.unwrap(), Snapped::Unchanged));
     let job = catalog().job("noop", &json!({}), Utc::now()).unwrap();
     ledger.enqueue(&[job], Utc::now()).await.unwrap();
-    assert!(matches!(ledger.snapshot(Some(last.version)).await.unwrap(), Snapped::Taken(_)), "a change is seen");
+    assert!(matches!(ledger.snapshot(Some(version)).await.unwrap(), Snapped::Taken(_)), "a change is seen");
 }
 
 fn schedule(cron: &str) -> Schedule {

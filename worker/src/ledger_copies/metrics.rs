@@ -36,7 +36,7 @@ impl CopyMetrics {
     pub fn register(&self, registry: &mut Registry) {
         let help = "How old what the ledger's last copy shows is, unless nothing changed since";
         registry.register_with_unit("ledger_copy_age", help, Unit::Seconds, self.age.clone());
-        let help = "1 where another porter went on from a copy of this ledger, so that it is copied no more";
+        let help = "Whether another porter went on from a copy of this ledger, so that it is copied no more";
         registry.register("ledger_copy_superseded", help, self.superseded.clone());
         registry.register("ledger_copy_failures", "Copies of the ledger that failed", self.failures.clone());
         let help = "Bytes that copies of the ledger take in the store";

@@ -200,11 +200,12 @@ impl Turn<'_> {
     /// Copies the log into the file; whether all of it is there now.
     pub(super) async fn checkpoint(&mut self) -> Result<bool, LedgerError> {
         self.mend().await.map_err(unavailable)?;
-        let (_, in_log, copied): (i64, i64, i64) = sqlx::query_as("pragma wal_checkpoint(passive)")
+        let (busy, in_log, copied): (i64, i64, i64) = sqlx::query_as("pragma wal_checkpoint(passive)")
             .fetch_one(&mut self.0.connection)
             .await
             .map_err(unavailable)?;
-        Ok(in_log == copied)
+        // What another checkpoint keeps from being looked at is told as -1 twice.
+        Ok(busy == 0 && in_log == copied)
     }
 
     /// Replaces the connection where it is still in a transaction: `SQLite` itself has rolled that back (the disk is full,
