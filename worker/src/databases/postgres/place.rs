@@ -58,8 +58,8 @@ async fn exchange(connection: &mut PgConnection, ender: &mut PgConnection, names
     let renaming = rename(connection, names);
     tokio::pin!(renaming);
     loop {
-        let ended = within(sqlx::query(SESSIONS).bind(&both).execute(&mut *ender)).await;
-        ended.map_err(|failure| {
+        let told = within(sqlx::query(SESSIONS).bind(&both).execute(&mut *ender)).await;
+        told.map_err(|failure| {
             failure.context("ending the sessions in the database (GRANT pg_signal_backend TO its user)")
         })?;
         tokio::select! {

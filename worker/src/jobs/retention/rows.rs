@@ -231,7 +231,7 @@ impl OfRows {
             Some(Archive::Store(store)) => {
                 let store = cx.world().store(store).await?;
                 let way = Way { plan, cursor: cursor.as_ref(), last };
-                self.into_store(cx, walk, &way, &*store, self.object(cx, number)).await
+                self.move_into_store(cx, walk, &way, &*store, self.object(cx, number)).await
             }
         }
     }

@@ -47,7 +47,7 @@ struct ReadLine {
 
 impl OfRows {
     /// Moves what is due in a stretch into an object.
-    pub(super) async fn into_store(
+    pub(super) async fn move_into_store(
         &self,
         cx: &Context,
         walk: &mut Walk,
