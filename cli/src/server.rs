@@ -100,7 +100,7 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
         operators: house.as_ref().map(Listener::address),
     };
     let resolver = rooms::resolver(&config).await;
-    recover::must_not_begin_anew(&config, &resolver).await?;
+    Box::pin(recover::must_not_begin_anew(&config, &resolver)).await?;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
     let copies = config.queue.copy_to.is_some().then(CopyMetrics::default);

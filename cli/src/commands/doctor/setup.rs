@@ -115,8 +115,8 @@ impl Round {
             let words = "nothing copies it, so a lost machine takes it along: name a store in `copy_to` of [queue]";
             return self.add(COPIES, [Remark::doubtful(words)]);
         };
-        let last = in_time(async { ledger_copies::last(&*world.store(name).await?).await }).await;
-        self.add_found(COPIES, last.map(|last| vec![copies(last.map(|copy| copy.at), Utc::now())]));
+        let last = in_time(Box::pin(async { ledger_copies::last(&*world.store(name).await?).await }));
+        self.add_found(COPIES, last.await.map(|last| vec![copies(last.map(|copy| copy.at), Utc::now())]));
     }
 
     async fn look_at_broker(&mut self, config: &Config, resolver: &Resolver) {

@@ -166,8 +166,8 @@ impl Report {
     }
 
     fn rest(&self) -> String {
-        let lost: String = self.lost.iter().map(|what| format!("- {what}\n")).collect();
-        format!("In no copy:\n{lost}Next: be sure that the lost machine does not run, then `nightporter up`.")
+        let lost = self.lost.join("\n- ");
+        format!("In no copy:\n- {lost}\nNext: be sure that the lost machine does not run, then `nightporter up`.")
     }
 }
 
