@@ -128,8 +128,8 @@ async fn dies_at_every_point(house: &House, role: &str, name: &str) {
     let aside = program.take(&format!("{name}.dead")).await;
     assert_eq!(aside.data, b"wrong");
 
-    let pushes = pushed.iter().map(ToString::to_string);
-    let mut missing: BTreeSet<String> = pushes.chain(["id:m-1", "id:m-2"].map(str::to_owned)).collect();
+    let ids = pushed.iter().map(ToString::to_string);
+    let mut missing: BTreeSet<String> = ids.chain(["id:m-1", "id:m-2"].map(str::to_owned)).collect();
     let (mut known, mut order) = (BTreeSet::new(), Vec::new());
     while !missing.is_empty() {
         let (_, event) = ear.next().await;
@@ -172,7 +172,7 @@ fn check_finds_mistakes_in_every_key_of_amqp() {
         ("[amqp]\n", 1, "`url` is missing: the broker of [queue] is in this process"),
         ("[amqp]\nurl = \"amqp://h/%2f\"\n", 1, "nothing is taken in and nothing is announced"),
         ("[amqp]\nurl = \"http://h\"\n[amqp.announcements]\n", 2, "no address of an AMQP server"),
-        ("[amqp]\nurl = \"amqp://h/%2f\"\n[amqp.jobs]\n", 3, "missing field `kinds`"),
+        ("[amqp]\nurl = \"amqp://h/%2f\"\n[amqp.jobs]\n", 3, "`kinds` is missing"),
         ("[amqp]\nurl = \"amqp://h/%2f\"\n[amqp.jobs]\nkinds = []\n", 4, "no kind of job may be asked for"),
         ("[amqp]\nurl = \"amqp://h/%2f\"\n[amqp.jobs]\nkinds = [\"bakcup\"]\n", 4, "did you mean `backup`?"),
         (

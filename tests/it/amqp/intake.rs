@@ -84,10 +84,11 @@ impl Site {
 
     /// Ends it; nothing is left in our hands, and nothing in the queues.
     async fn end(self) {
+        let queues = [self.inbox.clone(), self.dead()];
         self.stop.cancel();
         self.intake.await.unwrap();
         self.programs.close().await;
-        for queue in [self.inbox.clone(), self.dead()] {
+        for queue in queues {
             assert_eq!(self.program.lying_in(&queue).await, 0, "{queue}");
             self.program.delete(&queue).await;
         }

@@ -15,7 +15,8 @@ pub(super) fn dead_letters_of(queue: &str) -> String {
     format!("{queue}.dead")
 }
 
-/// Makes both queues, unless they are there. One that is there may be of any making: whoever runs the broker knows best.
+/// Makes both queues, unless they are there. One that is there may be of any making: whoever runs the broker knows best, and
+/// may let us make none.
 pub(super) async fn is_there(live: &Live, queue: &str) -> Result<(), Fault> {
     dead_letters_are_there(live, queue).await?;
     let mut arguments = quorum();
@@ -35,13 +36,13 @@ pub(super) async fn dead_letters_are_there(live: &Live, queue: &str) -> Result<(
 
 async fn declare(live: &Live, name: &str, arguments: FieldTable) -> Result<(), Fault> {
     let declare = async |passive: bool, arguments: FieldTable| {
-        // A channel of its own: asking for one that is not there closes it.
+        // A channel of its own: a refusal closes it.
         let channel = live.channel().await?;
         let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
         within("declare", channel.queue_declare(name.into(), options, arguments)).await.map(drop)
     };
-    match declare(true, FieldTable::default()).await {
-        Err(fault) if fault.channel_only => declare(false, arguments).await,
+    match declare(false, arguments).await {
+        Err(fault) if fault.channel_only => declare(true, FieldTable::default()).await,
         asked => asked,
     }
 }

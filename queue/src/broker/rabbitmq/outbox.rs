@@ -146,17 +146,18 @@ pub(super) fn announcement(notice: &Notice) -> Outgoing {
     Outgoing { routing_key: notice.routing_key.clone(), properties, body: notice.body.clone() }
 }
 
-/// Makes the exchange, unless there is one, which may be of any making: whoever runs the broker knows best.
+/// Makes the exchange, unless there is one, which may be of any making: whoever runs the broker knows best, and may let us
+/// make none.
 async fn exchange_is_there(live: &Live, name: &str) -> Result<(), Fault> {
     let declare = async |passive: bool| {
-        // A channel of its own: asking for one that is not there closes it.
+        // A channel of its own: a refusal closes it.
         let channel = live.channel().await?;
         let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
         let declare = channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default());
         within("declare the exchange", declare).await
     };
-    match declare(true).await {
-        Err(fault) if fault.channel_only => declare(false).await,
+    match declare(false).await {
+        Err(fault) if fault.channel_only => declare(true).await,
         asked => asked,
     }
 }
