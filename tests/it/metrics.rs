@@ -122,9 +122,9 @@ async fn what_happens_is_counted_and_no_id_is_a_label() {
 /// Makes a backup of the application's database.
 fn back_up(house: &House, up: &Running) {
     let with = ["--with", "database=main", "--with", "store=disk", "--reason", "a test", "--wait"];
-    let mut command = house.command(&["run", "backup"]);
-    command.args(with).env("NIGHTPORTER_SERVER", up.operators());
-    assert!(command.status().expect("it runs").success());
+    let (server, token) = (up.operators(), house.path("book.db.token"));
+    let to = ["--server", &server, "--token-file", token.to_str().unwrap()];
+    house.run(&[&["run", "backup"], &with[..], &to].concat()).exits(0);
 }
 
 /// The metrics that the page names, without those endings.

@@ -17,6 +17,7 @@ use crate::porter::eventually;
 
 /// A program that is connected to the broker.
 pub struct Program {
+    url: String,
     connection: Connection,
     channel: Channel,
 }
@@ -35,7 +36,7 @@ impl Program {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("the broker");
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Self { connection, channel }
+        Self { url: url.to_owned(), connection, channel }
     }
 
     /// Lays a message into a queue, once there is such a queue.
@@ -58,7 +59,9 @@ impl Program {
     /// Takes the next message out of a queue, once there is one.
     pub async fn take(&self, queue: &str) -> Delivery {
         eventually(&format!("a message in {queue}"), async || {
-            let channel = self.connection.create_channel().await.expect("a channel"); // a queue that is missing closes it
+            // Whoever asks for a queue that is just being made loses the connection.
+            let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.expect("the broker");
+            let channel = connection.create_channel().await.expect("a channel");
             let options = BasicGetOptions { no_ack: true };
             channel.basic_get(queue.into(), options).await.ok().flatten().map(|message| message.delivery)
         })
