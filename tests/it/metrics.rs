@@ -49,7 +49,7 @@ fn configuration() -> (String, String) {
 }
 
 async fn scraped(up: &Running) -> String {
-    let answer = reqwest::get(format!("{}/metrics", up.operators())).await.unwrap();
+    let answer = worker::world::http_client().get(format!("{}/metrics", up.operators())).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     answer.text().await.unwrap()
@@ -59,7 +59,7 @@ async fn scraped(up: &Running) -> String {
 async fn push(up: &Running, secret: &str) -> u16 {
     let github = source_type("github").unwrap();
     let sample = signed_sample(github, "push", &[], &secret.into(), Uuid::new_v4(), Utc::now()).unwrap();
-    let request = reqwest::Client::new().post(format!("{}/webhooks/github", up.server()));
+    let request = worker::world::http_client().post(format!("{}/webhooks/github", up.server()));
     request.headers(sample.headers).body(sample.body).send().await.unwrap().status().as_u16()
 }
 

@@ -192,6 +192,8 @@ async fn what_is_wrong_is_laid_aside_as_it_came_with_the_reason_and_holds_up_not
 #[tokio::test]
 async fn what_is_laid_aside_stays_there_whatever_its_sender_told_the_broker() {
     let site = Site::start(TestLedger::sqlite().await).await;
+    site.ask("first", noop("first")).await;
+    site.has_jobs(1).await; // by now there is the queue
     let copies = format!("test-copies-{}", Uuid::new_v4());
     site.program.declare(&copies).await;
     let mut headers = FieldTable::default();
