@@ -7,13 +7,15 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 17] = [
+const PLACES: [&[&str]; 19] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
     &["amqp", "url"],
+    &["vault", "identity"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],
+    &["connections", "vercel", "token"],
     &["databases", "*", "url"],
     &["stores", "*", "credentials"],
     &["stores", "*", "identity"],

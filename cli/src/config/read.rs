@@ -1,6 +1,6 @@
 //! From the file's text to a [`Config`], noting all that is wrong on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,17 +15,18 @@ use worker::channels::{ChannelConfig, route};
 use worker::credentials::CredentialsConfig;
 use worker::heartbeat::HeartbeatConfig;
 use worker::programs::ProgramConfig;
+use worker::rotations::{self, RotationConfig};
 use worker::stores::StoreConfig;
-use worker::world::{Connections, GithubConnection};
+use worker::world::{Connections, GithubConnection, VercelConnection};
 
 use super::document::Document;
 use super::finding::{Finding, from_serde};
 use super::programs::AmqpSection;
-use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
+use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 20] = [
+const TABLES: [&str; 21] = [
     "server",
     "operators",
     "queue",
@@ -38,6 +39,7 @@ const TABLES: [&str; 20] = [
     "channels",
     "credentials",
     "programs",
+    "rotations",
     "limits",
     "runbooks",
     "routes",
@@ -80,29 +82,32 @@ impl Reader<'_> {
     /// None where something could not be read; something wrong may be found nevertheless.
     fn config(&mut self, text: &str) -> Option<Config> {
         self.unknown_names(&[], &TABLES);
-        self.unknown_names(&["connections"], &["github"]);
+        self.unknown_names(&["connections"], &["github", "vercel"]);
         let server = self.section("server");
         let operators = self.section("operators");
         let queue = self.section("queue");
         let defaults = self.section("defaults");
-        let vault = self.part::<VaultSection>(&["vault"]);
+        let vault = self.vault();
         let worker = self.section("worker");
         let telemetry = self.section("telemetry");
         let heartbeat = self.heartbeat();
-        let world = WorldConfig {
+        let mut world = WorldConfig {
             databases: self.named("databases"),
             stores: self.stores(),
             channels: self.channels(),
             credentials: self.credentials(),
             programs: self.programs(),
-            connections: Connections { github: self.github() },
+            rotations: self.rotations(),
+            connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
+            runbooks: Arc::default(),
         };
         let registry = worker::jobs::registry();
         let catalog = Arc::new(registry.catalog(self.names()).with_limits(world.limits.clone()));
         catalog.check_limits().into_iter().for_each(|problem| self.problem(problem));
         let runbooks = self.runbooks(&catalog);
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
+        world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
@@ -117,7 +122,7 @@ impl Reader<'_> {
             operators: operators?,
             queue: queue?,
             defaults: defaults?,
-            vault: vault.map(|section| section.url),
+            vault,
             worker: worker?,
             telemetry: telemetry?,
             heartbeat,
@@ -164,7 +169,14 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            rotations: names("rotations"),
+            runbooks: self.inputs_of_runbooks(),
         }
+    }
+
+    fn inputs_of_runbooks(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let inputs = |name: &String| self.document.names(&["runbooks", name, "inputs"]).into_iter().collect();
+        self.document.names(&["runbooks"]).into_iter().map(|name| (name.clone(), inputs(&name))).collect()
     }
 
     fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {
@@ -226,9 +238,35 @@ impl Reader<'_> {
         programs
     }
 
+    fn rotations(&mut self) -> BTreeMap<String, RotationConfig> {
+        let rotations: BTreeMap<String, RotationConfig> = self.named("rotations");
+        let names = self.names();
+        for (name, config) in &rotations {
+            for problem in config.problems(&names) {
+                self.problem(problem.within(name).within("rotations"));
+            }
+        }
+        rotations::problems(&rotations).into_iter().for_each(|problem| self.problem(problem));
+        rotations
+    }
+
+    fn vault(&mut self) -> Option<VaultSection> {
+        let vault: VaultSection = self.part(&["vault"])?;
+        for problem in vault.problems() {
+            self.problem(problem.within("vault"));
+        }
+        Some(vault)
+    }
+
     fn github(&mut self) -> Option<GithubConnection> {
         let section: GithubSection = self.part(&["connections", "github"])?;
         Some(GithubConnection { token: section.token, api_url: section.api_url })
+    }
+
+    fn vercel(&mut self) -> Option<VercelConnection> {
+        let section: VercelSection = self.part(&["connections", "vercel"])?;
+        let team = section.team.map(|team| team.0);
+        Some(VercelConnection { token: section.token, team, api_url: section.api_url })
     }
 
     fn runbooks(&mut self, catalog: &schemas::Catalog) -> BTreeMap<String, Runbook> {
@@ -396,15 +434,19 @@ impl Reader<'_> {
         }
     }
 
-    /// References to a vault need one.
+    /// References to a vault and rotations need one.
     fn check_vault(&mut self) {
         if self.document.part(&["vault"]).is_some() {
             return;
         }
+        let help = "add [vault] with `url = \"aws-secrets-manager:?region=...\"` or `url = \"file:<path>\"`";
         for path in self.document.texts_with("${vault:") {
-            let problem = Problem::new("this asks the vault, and none is configured")
-                .help("add [vault] with `url = \"aws-secrets-manager:?region=...\"`");
+            let problem = Problem::new("this asks the vault, and none is configured").help(help);
             self.problem(Problem { path, ..problem });
+        }
+        for name in self.document.names(&["rotations"]) {
+            let problem = Problem::new("this rotates a secret in the vault, and none is configured").help(help);
+            self.problem(problem.within(name).within("rotations"));
         }
     }
 
