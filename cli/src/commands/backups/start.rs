@@ -51,7 +51,7 @@ struct How {
 
 pub(super) async fn verify(args: Verify, global: &Global) -> Result<(), Failure> {
     let scratch = args.scratch.map(|scratch| ("scratch", json!(scratch)));
-    start("verify", &args.which, scratch, args.how, global).await
+    Box::pin(start("verify", &args.which, scratch, args.how, global)).await
 }
 
 pub(super) async fn restore(args: Restore, global: &Global) -> Result<(), Failure> {
@@ -59,7 +59,7 @@ pub(super) async fn restore(args: Restore, global: &Global) -> Result<(), Failur
         Some(name) => ("into", json!(name)),
         None => ("replace", json!(args.replace)),
     };
-    start("restore", &args.which, Some(where_to), args.how, global).await
+    Box::pin(start("restore", &args.which, Some(where_to), args.how, global)).await
 }
 
 async fn start(
