@@ -174,8 +174,8 @@ async fn is_lost_and_recovered(team: &Team) {
     let up = lost.start("up");
     deliver_all(&up, &before).await;
     team.all_done(&before).await;
-    let last = delivery_of(&before[19]).to_string();
-    team.copied(&last).await;
+    let newest = delivery_of(&before[19]).to_string();
+    team.copied(&newest).await;
     up.kill();
     drop(lost);
 
@@ -184,7 +184,7 @@ async fn is_lost_and_recovered(team: &Team) {
     assert!(refused.stderr.contains("nightporter recover"), "{}", refused.stderr);
     assert!(!machine.path("book.db").exists(), "an empty ledger must not take the place of the copies");
     let told = machine.run(&["recover", "--json"]).exits(0).json();
-    assert_eq!(told["sources"][0]["last"]["delivery_id"].as_str(), Some(last.as_str()), "{told}");
+    assert_eq!(told["sources"][0]["last"]["delivery_id"].as_str(), Some(newest.as_str()), "{told}");
     assert!(told["open"].as_array().unwrap().is_empty() && told["claimed_line"].as_u64() > told["line"].as_u64());
     let again = machine.run(&["recover"]).exits(5);
     assert!(again.stderr.contains("nothing is recovered over it"), "{}", again.stderr);
