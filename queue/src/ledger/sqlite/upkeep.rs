@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
+use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Snapped, Upkeep};
 use super::door::{settle, waiting_at};
 use super::runs::{Ending, end_jobs, tell};
 use super::storing::ids;
@@ -159,6 +159,10 @@ impl Upkeep for Sqlite {
         named: u32,
     ) -> Result<Waiting, LedgerError> {
         self.waiting(since, before, named).await
+    }
+
+    async fn snapshot(&self, since: Option<i64>) -> Result<Snapped, LedgerError> {
+        self.take_snapshot(since).await
     }
 }
 
