@@ -74,9 +74,9 @@ file = {{ path = "{file}" }}
                 break status;
             }
             assert!(Instant::now() < deadline, "it never came to `{point}`");
-            if !started && dying.server().is_some() {
+            if let (false, Some(operators)) = (started, dying.operators()) {
                 // It may die before it answers; the job is stored by then.
-                self.house.run(&["run", "rotate", "--with", "rotation=app", "--json"]);
+                self.house.run(&["run", "rotate", "--with", "rotation=app", "--server", &operators]);
                 std::fs::write(self.house.path("started"), "").unwrap();
                 started = true;
             }
@@ -94,8 +94,8 @@ file = {{ path = "{file}" }}
     async fn settle(&self) {
         let up = self.house.start("up");
         let job = tests::porter::eventually("the rotation has ended", async || {
-            let jobs = self.house.run(&["jobs", "list", "--json"]).exits(0).json();
-            let jobs = jobs.as_array().or_else(|| jobs["jobs"].as_array()).cloned().unwrap_or_default();
+            let jobs = self.house.run(&["jobs", "list", "--json", "--server", &up.operators()]).exits(0).json();
+            let jobs = jobs.as_array().cloned().unwrap_or_default();
             assert_eq!(jobs.len(), 1, "{jobs:?}");
             let state = jobs[0]["state"].as_str().unwrap_or_default().to_owned();
             ["completed", "discarded", "cancelled"].contains(&state.as_str()).then(|| jobs[0].clone())
