@@ -76,7 +76,16 @@ file = {{ path = "{file}" }}
             assert!(Instant::now() < deadline, "it never came to `{point}`");
             if let (false, Some(operators)) = (started, dying.operators()) {
                 // It may die before it answers; the job is stored by then.
-                self.house.run(&["run", "rotate", "--with", "rotation=app", "--server", &operators]);
+                self.house.run(&[
+                    "run",
+                    "rotate",
+                    "--with",
+                    "rotation=app",
+                    "--reason",
+                    "a test",
+                    "--server",
+                    &operators,
+                ]);
                 std::fs::write(self.house.path("started"), "").unwrap();
                 started = true;
             }
