@@ -21,6 +21,9 @@ on_every_vault!(
 /// begin, create, set, test, publish, prove, finish, retire.
 const STEPS: usize = 8;
 
+/// What the commands show.
+const TOKEN: &str = "of the operators of this test";
+
 struct KillWorld {
     house: House,
     server: PostgresServer,
@@ -38,6 +41,7 @@ impl KillWorld {
             ("AWS_ACCESS_KEY_ID", "test"),
             ("AWS_SECRET_ACCESS_KEY", "test"),
             ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("NIGHTPORTER_TOKEN", TOKEN),
         ]);
         let config = format!(
             r#"
@@ -45,6 +49,7 @@ impl KillWorld {
 listen = "127.0.0.1:0"
 [operators]
 listen = "127.0.0.1:0"
+token = "{TOKEN}"
 [vault]
 {vault}
 [databases.main]
