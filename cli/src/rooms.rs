@@ -7,16 +7,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use producer::{Door, DoorConfig, Scheduler, SchedulerConfig, Sources, Spool, SpoolLimits};
-use queue::{NoticeOfDiscard, Queue, QueueConfig};
+use queue::{NoticeOfDiscard, NoticeOfForgetting, Queue, QueueConfig};
 use schemas::Catalog;
-use secrets::vaults::{AwsVault, Vault};
+use secrets::vaults::{AwsVault, FileVault, Vault, VaultError};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use tracing::warn;
 use uuid::Uuid;
+use worker::ledger_copies::{Copier, CopierConfig, CopyMetrics};
 use worker::notice::Resolution;
 
 use crate::client::token_path;
-use crate::config::{Address, Config, VaultAddress, sqlite_path};
+use crate::config::{Address, Config, VaultAddress, VaultSection, sqlite_path};
 use crate::failure::{Failure, with_causes};
 use crate::server::Roles;
 
@@ -25,8 +26,8 @@ const PRIVATE: u32 = 0o600;
 
 /// The queue that is configured, for processes of these roles.
 pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Roles) -> Result<(Queue, String), Failure> {
-    let ledger = resolve_address(&config.queue.ledger, resolver, "ledger").await?;
-    let broker = resolve_address(&config.queue.broker, resolver, "broker").await?;
+    let ledger = resolve_address(&config.queue.ledger, resolver, "[queue] ledger").await?;
+    let broker = resolve_address(&config.queue.broker, resolver, "[queue] broker").await?;
     let (ledger_text, broker_text) = (ledger.expose_secret(), broker.expose_secret());
     if ledger_text.starts_with("sqlite:") && roles != Roles::UP {
         return Err(Failure::usage("a SQLite ledger is one process's: `serve` and `work` would be two")
@@ -39,6 +40,7 @@ pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Role
     let queue = QueueConfig {
         notice: notice(config),
         keep: config.queue.keep.into(),
+        before_forgetting: before_forgetting(config),
         ..QueueConfig::new(ledger_text, broker_text)
     };
     let queue = Queue::open(&queue).await?;
@@ -52,8 +54,8 @@ pub(crate) async fn resolve_address(
 ) -> Result<SecretString, Failure> {
     match (address.plain(), &address.secret) {
         (Some(plain), _) => Ok(plain.into()),
-        (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,
-        (None, None) => Err(Failure::usage(format!("[queue] {key} is empty"))),
+        (None, Some(secret)) => resolve(secret, resolver, key).await,
+        (None, None) => Err(Failure::usage(format!("{key} is empty"))),
     }
 }
 
@@ -61,6 +63,12 @@ pub(crate) async fn resolve_address(
 pub(crate) fn notice(config: &Config) -> Option<NoticeOfDiscard> {
     let channel = config.defaults.on_failure.as_ref()?;
     Some(worker::notice::on_discard(channel, Catalog::clone(&config.startable.catalog)))
+}
+
+/// Who is told before events that wait for a person are forgotten.
+fn before_forgetting(config: &Config) -> Option<NoticeOfForgetting> {
+    let channel = config.defaults.on_failure.as_ref()?;
+    Some(worker::notice::before_forgetting(channel, Catalog::clone(&config.startable.catalog)))
 }
 
 /// What fires the schedules that are configured. Without any there is one too: producers with an older configuration are
@@ -75,6 +83,14 @@ pub(crate) fn scheduler(config: &Config, queue: Queue) -> Scheduler {
         config_digest: config.digest.clone(),
         notice: channel.map(|channel| worker::notice::on_missed(channel, catalog())),
     })
+}
+
+/// Where other programs are met.
+pub(crate) async fn amqp_address(config: &Config, resolver: &Resolver) -> Result<SecretString, Failure> {
+    match config.amqp.as_ref().and_then(|amqp| amqp.url.as_ref()) {
+        Some(url) => resolve_address(url, resolver, "[amqp] url").await,
+        None => resolve_address(&config.queue.broker, resolver, "[queue] broker").await,
+    }
 }
 
 /// Who is told that a discarded job is done after all.
@@ -98,6 +114,37 @@ pub(crate) fn door(config: Config, queue: Queue, resolver: Arc<Resolver>) -> Res
     }))
 }
 
+/// What copies the ledger, where that is configured.
+pub(crate) fn copier(config: &Config, queue: Queue, secrets: Arc<Resolver>, metrics: CopyMetrics) -> Option<Copier> {
+    let store_name = config.queue.copy_to.clone()?;
+    let channel = config.defaults.on_failure.as_ref();
+    let catalog = || Catalog::clone(&config.startable.catalog);
+    Some(Copier::new(CopierConfig {
+        queue,
+        store: config.world.stores.get(&store_name)?.clone(),
+        store_name,
+        secrets,
+        every: config.queue.copy_every.0,
+        machine: machine(),
+        metrics,
+        notice: channel.map(|channel| worker::notice::on_copies(channel, catalog())),
+    }))
+}
+
+/// This machine's name, for people.
+pub(crate) fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "unnamed".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Who sits at this command line, as the system says it.
+pub(crate) fn user() -> String {
+    std::env::var("USER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+}
+
 /// Says at the start what every delivery would say later: that a secret of a source has no value.
 pub(crate) async fn warn_of_missing_secrets(sources: &Sources, resolver: &Resolver) {
     for source in sources.iter() {
@@ -119,13 +166,30 @@ pub(crate) async fn resolve(secret: &SecretText, resolver: &Resolver, what: &str
 
 /// What resolves the configuration's secrets.
 pub(crate) async fn resolver(config: &Config) -> Arc<Resolver> {
-    let vault: Option<Arc<dyn Vault>> = match &config.vault {
-        Some(VaultAddress { region, endpoint }) => {
+    Arc::new(Resolver::new(vault(config).await))
+}
+
+/// The vault that is configured.
+async fn vault(config: &Config) -> Option<Arc<dyn Vault>> {
+    let section = config.vault.as_ref()?;
+    match &section.url {
+        VaultAddress::Aws { region, endpoint } => {
             Some(Arc::new(AwsVault::open(region.clone(), endpoint.clone()).await))
         }
-        None => None,
-    };
-    Arc::new(Resolver::new(vault))
+        VaultAddress::File(path) => Some(Arc::new(file_vault(section, path)?)),
+    }
+}
+
+/// Whether the vault opens and has a second key, where it is a file.
+pub(crate) async fn examine_file_vault(config: &Config) -> Option<Result<(), VaultError>> {
+    let section = config.vault.as_ref()?;
+    let VaultAddress::File(path) = &section.url else { return None };
+    Some(file_vault(section, path)?.examine().await)
+}
+
+/// The vault in that file.
+pub(crate) fn file_vault(section: &VaultSection, path: &Path) -> Option<FileVault> {
+    Some(FileVault::new(path, section.identity.clone()?, section.recipients.clone()))
 }
 
 /// The token that callers of the API show: the configured one, or one in a file beside the `SQLite` ledger, made where

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
 
-use crate::{EventId, JobId, Key, Limit, LimitConfig, NewJob, Priority, Problem, Timestamp, TraceContext};
+use crate::{
+    ApprovalPolicy, EventId, JobId, Key, Limit, LimitConfig, NewJob, Priority, Problem, Timestamp, TraceContext,
+};
 
 /// What the configuration defines, by name, for checks of arguments.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +19,9 @@ pub struct Names {
     pub channels: BTreeSet<String>,
     pub credentials: BTreeSet<String>,
     pub programs: BTreeSet<String>,
+    pub rotations: BTreeSet<String>,
+    /// Runbooks, with the names of their inputs.
+    pub runbooks: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// One job kind, as those see it who make jobs.
@@ -38,6 +43,8 @@ pub struct KindInfo {
     pub key: fn(&Value) -> Option<Key>,
     /// What a job with these arguments must find room at.
     pub limits: fn(&Value) -> Vec<Limit>,
+    /// Whose consent a job with these arguments waits for.
+    pub approval: fn(&Value) -> Option<ApprovalPolicy>,
     /// Whether doing a finished job of it again is refused.
     pub once: bool,
     /// The names that its output has, for conditions: null where anything may stand below.
@@ -99,7 +106,7 @@ impl Catalog {
             run_at: None,
             key: (info.key)(args),
             limits: self.limits_of(info, args),
-            approval: None,
+            approval: (info.approval)(args),
             replay_of: None,
             event: None,
             trace: TraceContext::default(),
@@ -108,20 +115,22 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// Every key that a job of today could name: those of the databases, the channels and the kinds.
+    /// Every key that a job of today could name: those of the databases, the rotations, the channels and the kinds.
     pub fn keys(&self) -> BTreeSet<String> {
         let named = |of: &str, names: &BTreeSet<String>| -> Vec<String> {
             names.iter().map(|name| format!("{of}:{name}")).collect()
         };
         let kinds = self.kinds.keys().map(|kind| format!("kind:{kind}"));
         let databases = named("database", &self.names.databases);
-        databases.into_iter().chain(named("channel", &self.names.channels)).chain(kinds).collect()
+        let rotations = named("rotation", &self.names.rotations);
+        databases.into_iter().chain(rotations).chain(named("channel", &self.names.channels)).chain(kinds).collect()
     }
 
-    /// The keys that jobs look at: those of the databases, at which they exclude each other, and those that the
-    /// configuration limits. The others cost nothing and hold nothing back.
+    /// The keys that jobs look at: those of the databases and rotations, at which they exclude each other, and those that
+    /// the configuration limits. The others cost nothing and hold nothing back.
     pub fn live_keys(&self) -> BTreeSet<String> {
-        let exclusive = self.keys().into_iter().filter(|key| key.starts_with("database:"));
+        let is_exclusive = |key: &String| key.starts_with("database:") || key.starts_with("rotation:");
+        let exclusive = self.keys().into_iter().filter(is_exclusive);
         exclusive.chain(self.limits.keys().cloned()).collect()
     }
 

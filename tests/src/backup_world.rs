@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue::ledger::{Claim, Operator};
+use queue::ledger::{Claim, Operator, Replay};
 use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::JobView;
-use schemas::{JobId, JobState, Timestamp, WorkerId};
+use schemas::{Catalog, JobId, JobState, NewJob, Timestamp, WorkerId};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretText};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
@@ -28,6 +29,7 @@ pub struct BackupWorld {
     /// Where the ledger lies.
     pub folder: TempDir,
     config: WorldConfig,
+    vault: Option<Arc<dyn Vault>>,
     registry: Arc<Registry>,
     worker: Option<(CancellationToken, JoinHandle<()>)>,
     upkeep: (CancellationToken, JoinHandle<()>),
@@ -41,15 +43,29 @@ impl BackupWorld {
 
     /// A world of this configuration, and a worker that runs.
     pub async fn of(config: WorldConfig) -> Self {
-        Self::with_clock(config, LedgerClock::sampled).await
+        Self::with_clock(config, None, LedgerClock::sampled).await
+    }
+
+    /// The same, with a vault.
+    pub async fn with_vault(config: WorldConfig, vault: Arc<dyn Vault>) -> Self {
+        Self::with_clock(config, Some(vault), LedgerClock::sampled).await
+    }
+
+    /// The same, with a clock that stands still until [`BackupWorld::pass`].
+    pub async fn with_vault_by_hand(config: WorldConfig, vault: Arc<dyn Vault>) -> Self {
+        Self::with_clock(config, Some(vault), LedgerClock::by_hand).await
     }
 
     /// The same, with a clock that stands still until [`BackupWorld::pass`].
     pub async fn by_hand(config: WorldConfig) -> Self {
-        Self::with_clock(config, LedgerClock::by_hand).await
+        Self::with_clock(config, None, LedgerClock::by_hand).await
     }
 
-    async fn with_clock(config: WorldConfig, clock: fn(Timestamp) -> LedgerClock) -> Self {
+    async fn with_clock(
+        config: WorldConfig,
+        vault: Option<Arc<dyn Vault>>,
+        clock: fn(Timestamp) -> LedgerClock,
+    ) -> Self {
         let folder = TempDir::new().expect("a folder");
         let ledger = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let queue = Queue::open(&QueueConfig::new(ledger, "in-process")).await.expect("a queue");
@@ -59,7 +75,7 @@ impl BackupWorld {
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
         let registry = Arc::new(worker::jobs::registry());
-        let mut world = Self { queue, folder, config, registry, worker: None, upkeep };
+        let mut world = Self { queue, folder, config, vault, registry, worker: None, upkeep };
         world.start_worker();
         world
     }
@@ -73,7 +89,7 @@ impl BackupWorld {
 
     /// Starts a worker; there is none.
     pub fn start_worker(&mut self) {
-        let world = World::new(self.config.clone(), Arc::new(Resolver::default()), http());
+        let world = World::new(self.config.clone(), Arc::new(Resolver::new(self.vault.clone())), http());
         // A worker that is stopped here gives its jobs back at once, like one that is killed.
         let config = WorkerConfig { grace: Duration::ZERO, ..WorkerConfig::default() };
         let worker = Worker::new(self.queue.clone(), Arc::clone(&self.registry), Arc::new(world), config);
@@ -89,11 +105,26 @@ impl BackupWorld {
         }
     }
 
+    /// The kinds, whose checks know this world.
+    pub fn catalog(&self) -> Catalog {
+        self.registry.catalog(self.config.names())
+    }
+
+    /// A job that is not stored.
+    pub fn new_job(&self, kind: &str, args: &Value) -> NewJob {
+        self.catalog().job(kind, args, self.queue.clock().now()).expect("a right job")
+    }
+
     /// Stores a job.
     pub async fn enqueue(&self, kind: &str, args: &Value) -> JobId {
+        self.queue.enqueue(self.new_job(kind, args)).await.expect("it is stored").id()
+    }
+
+    /// Stores a job as an operator does.
+    pub async fn start_job(&self, kind: &str, args: &Value, by: &Operator) -> JobId {
         let catalog = self.registry.catalog(self.config.names());
         let job = catalog.job(kind, args, self.queue.clock().now()).expect("a right job");
-        self.queue.enqueue(job).await.expect("it is stored").id()
+        self.queue.start_job(&job, by).await.expect("it is stored").id()
     }
 
     /// Waits until a job is in one of these states.
@@ -139,6 +170,18 @@ impl BackupWorld {
     pub async fn retry(&self, job: JobId) {
         let operator = Operator { actor: "a test".into(), reason: "look again".into() };
         self.queue.retry(job, &operator).await.expect("it may be retried");
+    }
+
+    /// Does an ended job again, as an operator does; the new job.
+    pub async fn replay(&self, of: JobId, by: &Operator) -> JobId {
+        let view = self.queue.ledger().job(of).await.expect("the ledger answers").expect("the job is there");
+        let catalog = self.registry.catalog(self.config.names());
+        let mut again = catalog.job(&view.kind, &view.args, self.queue.clock().now()).expect("a right job");
+        again.key = None; // It is held by the first.
+        let id = again.id;
+        let again = Replay::Job { of, state: view.state, attempt: view.attempt, again: Box::new(again) };
+        self.queue.replay(&[again], by).await.expect("it may be replayed");
+        id
     }
 
     /// Lets the first attempt at a job be one that died after it did this: started its steps of these names, and finished

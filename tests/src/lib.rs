@@ -8,6 +8,8 @@ pub mod binary;
 pub mod cutting;
 pub mod faulty;
 pub mod fuzz;
+pub mod gate_world;
+pub mod github_statuses;
 pub mod github_workflows;
 pub mod ledgers;
 pub mod load;
@@ -18,14 +20,18 @@ pub mod otlp;
 pub mod pgbouncer;
 pub mod porter;
 pub mod postgres;
+pub mod program;
 pub mod proxy;
 pub mod rabbit_cluster;
 pub mod rabbitmq;
 pub mod receiver;
+pub mod rotation_world;
 pub mod s3;
 pub mod sender;
 pub mod services;
 pub mod transitions;
+pub mod vaults;
+pub mod vercel;
 
 /// Whether the long forms of tests were asked for; the short ones print how much they did.
 pub fn is_long() -> bool {

@@ -1,6 +1,7 @@
 //! The worker: jobs out of the queue, effects into the world.
 //!
-//! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`] and [`channels`].
+//! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`],
+//! [`channels`] and [`rotations`].
 
 mod assertion;
 pub mod backups;
@@ -16,6 +17,7 @@ pub mod handler;
 mod heart;
 pub mod heartbeat;
 pub mod jobs;
+pub mod ledger_copies;
 mod mask;
 mod metrics;
 pub mod migrations;
@@ -23,8 +25,11 @@ pub mod notice;
 mod outside;
 pub mod programs;
 pub mod registry;
+pub mod rest;
+pub mod rotations;
 pub mod rows;
 pub mod stores;
+pub mod vercel;
 mod worker;
 pub mod world;
 

@@ -3,16 +3,18 @@
 //! stored in the transaction that completes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use queue::{MissedTimes, NoticeOfDiscard, NoticeOfMissed};
-use schemas::{Catalog, JobId, NewJob, Problem, Timestamp};
+use queue::{MissedTimes, NoticeOfDiscard, NoticeOfForgetting, NoticeOfMissed, Waiting};
+use schemas::{Catalog, JobId, NewJob, Problem, Timestamp, period};
 use serde_json::to_value;
 use tracing::error;
 
-use crate::channels::Severity;
 use crate::channels::message::cut;
+use crate::channels::{Action, Severity};
 use crate::handler::Handler;
 use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, OF_A_FAILED_MESSAGE, Template, notifying};
+use crate::ledger_copies::{News, NoticeOfCopies};
 
 /// Longer errors are cut: the whole one stands in the ledger.
 const LONGEST_ERROR: usize = 4_000;
@@ -47,11 +49,76 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
             severity: Some(Severity::Warning),
             ..Notify::default()
         };
-        let args = to_value(&notify).map_err(|error| Problem::new(error.to_string()));
-        args.and_then(|args| catalog.job(Notify::KIND, &args, now))
+        made(&notify, &catalog, now)
             .inspect_err(|problem| error!(schedule = missed.schedule, %problem, "nobody is told about missed times"))
             .ok()
     })
+}
+
+/// Tells the given channel about events that wait for a person, before they are forgotten.
+pub fn before_forgetting(channel: &str, catalog: Catalog) -> NoticeOfForgetting {
+    let channel = channel.to_owned();
+    Arc::new(move |waiting, within, now| {
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some("Events that wait for you will be forgotten".to_owned()),
+            text: Some(words_of(waiting, within)),
+            severity: Some(Severity::Warning),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(%problem, "nobody is told about events that will be forgotten"))
+            .ok()
+    })
+}
+
+/// Tells the given channel that the ledger is not copied, and that it is again.
+pub fn on_copies(channel: &str, catalog: Catalog) -> NoticeOfCopies {
+    let channel = channel.to_owned();
+    Arc::new(move |news, now| {
+        let (title, text, action) = match news {
+            News::Stale { minutes, reason } => (
+                "The ledger is not copied",
+                format!("Its last copy is {minutes} minutes old: a lost machine would lose what came since. {reason}"),
+                Action::Trigger,
+            ),
+            News::Superseded(claim) => (
+                "Two porters go on from one ledger",
+                format!(
+                    "The machine `{}` recovered this ledger at {}, and this one still runs. It is copied no more. Stop \
+                     one of the two.",
+                    claim.machine,
+                    claim.at.format("%Y-%m-%d %H:%M:%SZ")
+                ),
+                Action::Trigger,
+            ),
+            News::Fresh => ("The ledger is copied again", "Its copies are fresh.".to_owned(), Action::Resolve),
+        };
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some(title.to_owned()),
+            text: Some(cut(&text, LONGEST_ERROR)),
+            // Of the resolve too, so that it goes the way of its trigger.
+            severity: Some(Severity::Critical),
+            alarm: Some("ledger copies".to_owned()),
+            action: Some(action),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(%problem, "nobody is told about the ledger's copies"))
+            .ok()
+    })
+}
+
+fn words_of(waiting: &Waiting, within: Duration) -> String {
+    let Waiting { held, quarantined, oldest } = waiting;
+    let ids = oldest.iter().map(|id| format!("nightporter events show {id}\n")).collect::<Vec<_>>().concat();
+    format!(
+        "{held} events are held and {quarantined} are in quarantine, and nobody has looked after them. Within {} the first \
+         of them lose what their senders wrote, or go ([queue] keep).\n\nThe oldest:\n{ids}\nA held one has its work by:\n\
+         nightporter events release ID --reason '...'",
+        period::write(within)
+    )
 }
 
 /// Makes the job that tells people that a job which was given up is done after all: its id, its kind.
@@ -195,6 +262,34 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("nightporter schedules run nightly"), "{text}");
+    }
+
+    #[test]
+    fn what_will_be_forgotten_is_counted_named_and_said_how_to_look_at() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = before_forgetting("oncall", crate::jobs::registry().catalog(names));
+        let oldest = vec![schemas::EventId::at(Timestamp::UNIX_EPOCH)];
+        let waiting = Waiting { held: 3, quarantined: 2, oldest };
+        let job = notice(&waiting, Duration::from_hours(72), Timestamp::UNIX_EPOCH).unwrap();
+        let args: Value = serde_json::from_str(job.args.get()).unwrap();
+        let text = args["text"].as_str().unwrap();
+        assert!(text.starts_with("3 events are held and 2 are in quarantine") && text.contains("Within 3d"), "{text}");
+        assert!(text.contains(&format!("nightporter events show {}", waiting.oldest[0])), "{text}");
+    }
+
+    #[test]
+    fn copies_that_are_too_old_raise_an_alarm_and_fresh_ones_resolve_it() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_copies("oncall", crate::jobs::registry().catalog(names));
+        let told = |news: &News| -> Value {
+            serde_json::from_str(notice(news, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
+        };
+        let stale = told(&News::Stale { minutes: 7, reason: "the bucket is gone".into() });
+        assert_eq!((&stale["action"], &stale["severity"]), (&Value::from("trigger"), &Value::from("critical")));
+        let text = stale["text"].as_str().unwrap();
+        assert!(text.contains("7 minutes") && text.contains("the bucket is gone"), "{text}");
+        let fresh = told(&News::Fresh);
+        assert_eq!((&fresh["action"], &fresh["alarm"]), (&Value::from("resolve"), &stale["alarm"]));
     }
 
     #[test]

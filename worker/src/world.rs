@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Catalog, LimitConfig, Names};
+use schemas::{Catalog, LimitConfig, Names, Runbook};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -13,6 +14,7 @@ use crate::credentials::CredentialsConfig;
 use crate::databases::{Database, DatabaseConfig};
 use crate::handler::{Failure, OrFail};
 use crate::programs::ProgramConfig;
+use crate::rotations::RotationConfig;
 use crate::stores::{Store, StoreConfig};
 
 /// What is configured.
@@ -24,8 +26,10 @@ pub struct WorldConfig {
     pub channels: BTreeMap<String, ChannelConfig>,
     pub credentials: BTreeMap<String, CredentialsConfig>,
     pub programs: BTreeMap<String, ProgramConfig>,
+    pub rotations: BTreeMap<String, RotationConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
+    pub runbooks: Arc<BTreeMap<String, Runbook>>,
 }
 
 /// Accounts at services that jobs call.
@@ -33,6 +37,8 @@ pub struct WorldConfig {
 pub struct Connections {
     /// GitHub, for migrations folders at a commit.
     pub github: Option<GithubConnection>,
+    /// Vercel, for deployments and what belongs to them.
+    pub vercel: Option<VercelConnection>,
 }
 
 /// An account at GitHub.
@@ -41,6 +47,17 @@ pub struct GithubConnection {
     /// A token that may read the repositories' contents.
     pub token: secrets::SecretText,
     /// `https://api.github.com`, or GitHub Enterprise Server's `https://HOST/api/v3`.
+    pub api_url: url::Url,
+}
+
+/// An account or a team at Vercel.
+#[derive(Clone, Debug)]
+pub struct VercelConnection {
+    /// An access token.
+    pub token: secrets::SecretText,
+    /// The team that the projects belong to: its id (`team_...`) or its slug; none for a personal account.
+    pub team: Option<String>,
+    /// `https://api.vercel.com`.
     pub api_url: url::Url,
 }
 
@@ -107,6 +124,11 @@ impl World {
         self.config.connections.github.as_ref()
     }
 
+    /// The Vercel connection, if one is configured.
+    pub fn vercel(&self) -> Option<&VercelConnection> {
+        self.config.connections.vercel.as_ref()
+    }
+
     /// How the credentials of that name are configured.
     pub fn credentials(&self, name: &str) -> Result<&CredentialsConfig, Failure> {
         self.config.credentials.get(name).ok_or_else(|| unknown("credentials", name))
@@ -115,6 +137,23 @@ impl World {
     /// How the program of that name is configured.
     pub fn program(&self, name: &str) -> Result<&ProgramConfig, Failure> {
         self.config.programs.get(name).ok_or_else(|| unknown("program", name))
+    }
+
+    /// How the rotation of that name is configured.
+    pub fn rotation(&self, name: &str) -> Result<&RotationConfig, Failure> {
+        self.config.rotations.get(name).ok_or_else(|| unknown("rotation", name))
+    }
+
+    /// The vault.
+    pub fn vault(&self) -> Result<&Arc<dyn Vault>, Failure> {
+        let none =
+            || anyhow::anyhow!("there is no vault in this worker's configuration: add [vault] and retry the job");
+        self.secrets.vault().ok_or_else(|| Failure::Discard(none()))
+    }
+
+    /// The runbook of that name.
+    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
+        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
     }
 
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
@@ -145,6 +184,12 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
+            rotations: self.rotations.keys().cloned().collect(),
+            runbooks: self
+                .runbooks
+                .iter()
+                .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
+                .collect(),
         }
     }
 }

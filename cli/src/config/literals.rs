@@ -7,12 +7,15 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 16] = [
+const PLACES: [&[&str]; 20] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
+    &["amqp", "url"],
+    &["vault", "identity"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],
+    &["connections", "vercel", "token"],
     &["databases", "*", "url"],
     &["stores", "*", "credentials"],
     &["stores", "*", "identity"],
@@ -22,6 +25,7 @@ const PLACES: [&[&str]; 16] = [
     &["channels", "*", "mail", "login", "password"],
     &["channels", "*", "resend", "key"],
     &["channels", "*", "webhook", "secret"],
+    &["channels", "*", "heartbeat", "url"],
     &["heartbeat", "url"],
     &["credentials", "*", "headers", "*"],
 ];

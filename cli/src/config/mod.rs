@@ -5,6 +5,7 @@ mod finding;
 #[cfg(test)]
 mod fuzz;
 mod literals;
+mod programs;
 mod read;
 mod sections;
 
@@ -16,9 +17,10 @@ use worker::WorldConfig;
 use worker::heartbeat::HeartbeatConfig;
 
 pub(crate) use finding::Finding;
+pub(crate) use programs::AmqpSection;
 pub(crate) use sections::{
     Address, DefaultsSection, LogFormat, LogLevel, OperatorsSection, QueueSection, ServerSection, Span,
-    TelemetrySection, VaultAddress, WorkerSection, sqlite_path,
+    TelemetrySection, VaultAddress, VaultSection, WorkerSection, sqlite_path,
 };
 
 use crate::failure::Failure;
@@ -31,10 +33,11 @@ pub(crate) struct Config {
     pub(crate) operators: OperatorsSection,
     pub(crate) queue: QueueSection,
     pub(crate) defaults: DefaultsSection,
-    pub(crate) vault: Option<VaultAddress>,
+    pub(crate) vault: Option<VaultSection>,
     pub(crate) worker: WorkerSection,
     pub(crate) telemetry: TelemetrySection,
     pub(crate) heartbeat: Option<HeartbeatConfig>,
+    pub(crate) amqp: Option<AmqpSection>,
     pub(crate) world: WorldConfig,
     pub(crate) sources: Sources,
     pub(crate) startable: Startable,

@@ -1,6 +1,6 @@
 //! From the file's text to a [`Config`], noting all that is wrong on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +15,18 @@ use worker::channels::{ChannelConfig, route};
 use worker::credentials::CredentialsConfig;
 use worker::heartbeat::HeartbeatConfig;
 use worker::programs::ProgramConfig;
+use worker::rotations::{self, RotationConfig};
 use worker::stores::StoreConfig;
-use worker::world::{Connections, GithubConnection};
+use worker::world::{Connections, GithubConnection, VercelConnection};
 
 use super::document::Document;
 use super::finding::{Finding, from_serde};
-use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
+use super::programs::AmqpSection;
+use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 19] = [
+const TABLES: [&str; 21] = [
     "server",
     "operators",
     "queue",
@@ -37,6 +39,7 @@ const TABLES: [&str; 19] = [
     "channels",
     "credentials",
     "programs",
+    "rotations",
     "limits",
     "runbooks",
     "routes",
@@ -44,6 +47,7 @@ const TABLES: [&str; 19] = [
     "worker",
     "telemetry",
     "heartbeat",
+    "amqp",
 ];
 
 /// How much of the digest is kept with each event: enough to tell configurations apart.
@@ -51,6 +55,9 @@ const DIGEST_BYTES: usize = 6;
 
 /// Heartbeats come three times in a lease, and a worker stops its jobs at two thirds of it.
 const SHORTEST_LEASE: Duration = Duration::from_secs(3);
+
+/// Copies of the ledger: more often they only cost, and less often they are none.
+const COPY_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 
 /// Reads a file's text. There is a configuration exactly if there is no error among the findings.
 pub(super) fn read(text: &str) -> (Option<Config>, Vec<Finding>) {
@@ -78,33 +85,38 @@ impl Reader<'_> {
     /// None where something could not be read; something wrong may be found nevertheless.
     fn config(&mut self, text: &str) -> Option<Config> {
         self.unknown_names(&[], &TABLES);
-        self.unknown_names(&["connections"], &["github"]);
+        self.unknown_names(&["connections"], &["github", "vercel"]);
         let server = self.section("server");
         let operators = self.section("operators");
         let queue = self.section("queue");
         let defaults = self.section("defaults");
-        let vault = self.part::<VaultSection>(&["vault"]);
+        let vault = self.vault();
         let worker = self.section("worker");
         let telemetry = self.section("telemetry");
         let heartbeat = self.heartbeat();
-        let world = WorldConfig {
+        let mut world = WorldConfig {
             databases: self.named("databases"),
             stores: self.stores(),
             channels: self.channels(),
             credentials: self.credentials(),
             programs: self.programs(),
-            connections: Connections { github: self.github() },
+            rotations: self.rotations(),
+            connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
+            runbooks: Arc::default(),
         };
         let registry = worker::jobs::registry();
         let catalog = Arc::new(registry.catalog(self.names()).with_limits(world.limits.clone()));
         catalog.check_limits().into_iter().for_each(|problem| self.problem(problem));
         let runbooks = self.runbooks(&catalog);
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
+        world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
+        let amqp = self.amqp(queue.as_ref(), &catalog);
         self.check_queue(queue.as_ref());
+        self.check_copies(queue.as_ref());
         self.check_defaults(defaults.as_ref());
         self.check_worker(worker.as_ref(), &registry);
         self.check_vault();
@@ -114,10 +126,11 @@ impl Reader<'_> {
             operators: operators?,
             queue: queue?,
             defaults: defaults?,
-            vault: vault.map(|section| section.url),
+            vault,
             worker: worker?,
             telemetry: telemetry?,
             heartbeat,
+            amqp,
             world,
             sources,
             startable,
@@ -160,7 +173,14 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            rotations: names("rotations"),
+            runbooks: self.inputs_of_runbooks(),
         }
+    }
+
+    fn inputs_of_runbooks(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let inputs = |name: &String| self.document.names(&["runbooks", name, "inputs"]).into_iter().collect();
+        self.document.names(&["runbooks"]).into_iter().map(|name| (name.clone(), inputs(&name))).collect()
     }
 
     fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {
@@ -182,6 +202,14 @@ impl Reader<'_> {
             self.problem(problem.within("heartbeat"));
         }
         Some(heartbeat)
+    }
+
+    fn amqp(&mut self, queue: Option<&QueueSection>, catalog: &schemas::Catalog) -> Option<AmqpSection> {
+        let amqp: AmqpSection = self.part(&["amqp"])?;
+        for problem in amqp.problems(queue.map(|queue| &queue.broker), catalog) {
+            self.problem(problem.within("amqp"));
+        }
+        Some(amqp)
     }
 
     fn stores(&mut self) -> BTreeMap<String, StoreConfig> {
@@ -214,9 +242,35 @@ impl Reader<'_> {
         programs
     }
 
+    fn rotations(&mut self) -> BTreeMap<String, RotationConfig> {
+        let rotations: BTreeMap<String, RotationConfig> = self.named("rotations");
+        let names = self.names();
+        for (name, config) in &rotations {
+            for problem in config.problems(&names) {
+                self.problem(problem.within(name).within("rotations"));
+            }
+        }
+        rotations::problems(&rotations).into_iter().for_each(|problem| self.problem(problem));
+        rotations
+    }
+
+    fn vault(&mut self) -> Option<VaultSection> {
+        let vault: VaultSection = self.part(&["vault"])?;
+        for problem in vault.problems() {
+            self.problem(problem.within("vault"));
+        }
+        Some(vault)
+    }
+
     fn github(&mut self) -> Option<GithubConnection> {
         let section: GithubSection = self.part(&["connections", "github"])?;
         Some(GithubConnection { token: section.token, api_url: section.api_url })
+    }
+
+    fn vercel(&mut self) -> Option<VercelConnection> {
+        let section: VercelSection = self.part(&["connections", "vercel"])?;
+        let team = section.team.map(|team| team.0);
+        Some(VercelConnection { token: section.token, team, api_url: section.api_url })
     }
 
     fn runbooks(&mut self, catalog: &schemas::Catalog) -> BTreeMap<String, Runbook> {
@@ -355,6 +409,26 @@ impl Reader<'_> {
         }
     }
 
+    fn check_copies(&mut self, queue: Option<&QueueSection>) {
+        let Some(queue) = queue else { return };
+        if !COPY_EVERY.contains(&queue.copy_every.0) {
+            let problem =
+                Problem::new("the ledger is copied every 1s to 1h").help("30s is what it is without this line");
+            self.problem(problem.within("copy_every").within("queue"));
+        }
+        let Some(name) = &queue.copy_to else { return };
+        let stores = self.document.names(&["stores"]);
+        if !stores.contains(name) {
+            let problem = Problem::unknown("store", name, stores.iter().map(String::as_str));
+            self.problem(problem.within("copy_to").within("queue"));
+        }
+        if matches!(queue.ledger.scheme(), Some("postgres" | "postgresql")) {
+            let problem = Problem::new("only a SQLite ledger is copied; PostgreSQL is copied by its own means")
+                .help("leave `copy_to` out, and see docs/recover.md");
+            self.problem(problem.within("copy_to").within("queue"));
+        }
+    }
+
     fn check_defaults(&mut self, defaults: Option<&DefaultsSection>) {
         let channels = self.document.names(&["channels"]);
         if let Some(name) = defaults.and_then(|defaults| defaults.on_failure.as_ref())
@@ -384,15 +458,19 @@ impl Reader<'_> {
         }
     }
 
-    /// References to a vault need one.
+    /// References to a vault and rotations need one.
     fn check_vault(&mut self) {
         if self.document.part(&["vault"]).is_some() {
             return;
         }
+        let help = "add [vault] with `url = \"aws-secrets-manager:?region=...\"` or `url = \"file:<path>\"`";
         for path in self.document.texts_with("${vault:") {
-            let problem = Problem::new("this asks the vault, and none is configured")
-                .help("add [vault] with `url = \"aws-secrets-manager:?region=...\"`");
+            let problem = Problem::new("this asks the vault, and none is configured").help(help);
             self.problem(Problem { path, ..problem });
+        }
+        for name in self.document.names(&["rotations"]) {
+            let problem = Problem::new("this rotates a secret in the vault, and none is configured").help(help);
+            self.problem(problem.within(name).within("rotations"));
         }
     }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use async_trait::async_trait;
+use queue::Waiting;
 use queue::bell::Bells;
 use queue::ledger::*;
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{
-    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -106,6 +107,15 @@ impl Upkeep for Faulty {
     }
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         self.ledger.forget(older_than, limit).await
+    }
+
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError> {
+        self.ledger.waiting_events(since, before, named).await
     }
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         self.ledger.review(limit, now).await
@@ -262,5 +272,30 @@ impl Books for Faulty {
     }
     async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError> {
         self.ledger.token(hash, now).await
+    }
+}
+
+#[async_trait]
+impl Herald for Faulty {
+    async fn set_announcing(&self, on: bool, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        self.ledger.set_announcing(on, config_digest, now).await
+    }
+    async fn next_announcements(
+        &self,
+        herald: WorkerId,
+        limit: u32,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Turn, LedgerError> {
+        self.ledger.next_announcements(herald, limit, until, now).await
+    }
+    async fn announced(&self, herald: WorkerId, numbers: &[i64], now: Timestamp) -> Result<bool, LedgerError> {
+        self.ledger.announced(herald, numbers, now).await
+    }
+    async fn pass_turn(&self, herald: WorkerId) -> Result<(), LedgerError> {
+        self.ledger.pass_turn(herald).await
+    }
+    async fn oldest_unannounced(&self) -> Result<Option<Timestamp>, LedgerError> {
+        self.ledger.oldest_unannounced().await
     }
 }

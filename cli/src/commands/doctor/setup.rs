@@ -7,10 +7,11 @@ use chrono::Utc;
 use queue::ledger::{self, Look};
 use queue::{OpenError, broker};
 use schemas::Timestamp;
-use secrets::{ExposeSecret, Resolver};
+use secrets::vaults::VaultError;
+use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use uuid::Uuid;
 use worker::examination::Remark;
-use worker::{Failure as Unwell, World};
+use worker::{Failure as Unwell, World, WorldConfig, ledger_copies};
 
 use super::Line;
 use crate::config::{Checked, Config, Finding};
@@ -23,6 +24,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Signatures with a time are refused when it is five minutes off; far below that, somebody should set the clock.
 const CLOCK_NOTE: Duration = Duration::from_secs(5);
 const CLOCK_WRONG: Duration = Duration::from_mins(2);
+
+/// A running porter writes something down at least each minute, and copies it.
+const COPY_NOTE: Duration = Duration::from_mins(5);
+
+/// What the ledger's copies are called.
+const COPIES: &str = "ledger's copies";
 
 /// Room on a disk, in bytes: below the first somebody should make some, below the second deliveries or dumps will fail.
 const ROOM_NOTE: u64 = 2 << 30;
@@ -40,9 +47,11 @@ pub(super) async fn examine(path: &Path) -> Result<Vec<Line>, Failure> {
     let resolver = rooms::resolver(&config).await;
     round.look_at_ledger(&config, &resolver).await;
     round.look_at_broker(&config, &resolver).await;
+    round.look_at_vault(&config, &resolver).await;
     round.look_at_secrets(&config, &resolver).await;
     round.look_at_disks(&config);
     let world = World::new(config.world.clone(), resolver, worker::world::http_client());
+    Box::pin(round.look_at_copies(&config, &world)).await;
     Box::pin(round.look_outside(&config, &world)).await;
     Ok(round.lines)
 }
@@ -66,8 +75,26 @@ impl Round {
         }
     }
 
+    /// Whether the vault opens, and knows what is to be rotated.
+    async fn look_at_vault(&mut self, config: &Config, resolver: &Resolver) {
+        let Some(vault) = resolver.vault() else { return };
+        if let Some(Err(error)) = rooms::examine_file_vault(config).await {
+            return self.add("vault", [Remark::ill(with_causes(&error))]);
+        }
+        let mut remarks = Vec::new();
+        for rotation in config.world.rotations.values() {
+            let name = &rotation.secret;
+            remarks.push(match vault.describe(name).await {
+                Ok(secret) if secret.managed => Remark::ill(format!("{name}: {}", VaultError::Managed)),
+                Ok(_) => Remark::well(format!("{name} is there, to be rotated")),
+                Err(error) => Remark::ill(format!("{name}: {}", with_causes(&error))),
+            });
+        }
+        self.add("vault", remarks);
+    }
+
     async fn look_at_ledger(&mut self, config: &Config, resolver: &Resolver) {
-        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "ledger").await {
+        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "[queue] ledger").await {
             Ok(address) => ledger::look(address.expose_secret()).await.map_err(|error| words(&error)),
             Err(failure) => Err(failure.to_string()),
         };
@@ -80,30 +107,74 @@ impl Round {
         }
     }
 
+    async fn look_at_copies(&mut self, config: &Config, world: &World) {
+        if config.queue.ledger.sqlite_path().is_none() {
+            return;
+        }
+        let Some(name) = &config.queue.copy_to else {
+            let words = "nothing copies it, so a lost machine takes it along: name a store in `copy_to` of [queue]";
+            return self.add(COPIES, [Remark::doubtful(words)]);
+        };
+        let last = in_time(Box::pin(async { ledger_copies::last(&*world.store(name).await?).await }));
+        self.add_found(COPIES, last.await.map(|last| vec![copies(last.map(|copy| copy.at), Utc::now())]));
+    }
+
     async fn look_at_broker(&mut self, config: &Config, resolver: &Resolver) {
-        let opened = match rooms::resolve_address(&config.queue.broker, resolver, "broker").await {
+        let address = rooms::resolve_address(&config.queue.broker, resolver, "[queue] broker").await;
+        self.look_for_broker("broker", address).await;
+        if config.amqp.is_some() {
+            let address = rooms::amqp_address(config, resolver).await;
+            self.look_for_broker("other programs", address).await;
+        }
+    }
+
+    async fn look_for_broker(&mut self, subject: &str, address: Result<SecretString, Failure>) {
+        let opened = match address {
             Ok(address) => broker::open(address.expose_secret()).await.map_err(|error| words(&error)),
             Err(failure) => Err(failure.to_string()),
         };
         match opened {
             Ok(broker) => {
                 broker.close().await;
-                self.add("broker", [Remark::well("answers")]);
+                self.add(subject, [Remark::well("answers")]);
             }
-            Err(words) => self.add("broker", [Remark::ill(words)]),
+            Err(words) => self.add(subject, [Remark::ill(words)]),
         }
     }
 
     async fn look_at_secrets(&mut self, config: &Config, resolver: &Resolver) {
         for source in config.sources.iter() {
             let subject = format!("source {}", source.name());
-            for secret in source.secrets() {
-                let remark = match resolver.resolve(secret).await {
-                    Ok(_) => Remark::well("its secret has a value"),
-                    Err(error) => Remark::ill(format!("its deliveries cannot be verified: {}", with_causes(&error))),
-                };
-                self.add(&subject, [remark]);
-            }
+            self.resolve(&subject, source.secrets(), "its deliveries cannot be verified", resolver).await;
+        }
+        let WorldConfig { credentials, programs, connections, .. } = &config.world;
+        for (name, credentials) in credentials {
+            let subject = format!("credentials {name}");
+            self.resolve(&subject, credentials.headers.values(), "nothing can be called with them", resolver).await;
+        }
+        for (name, program) in programs {
+            self.resolve(&format!("program {name}"), program.env.values(), "it cannot be started", resolver).await;
+        }
+        let github = connections.github.as_ref().map(|github| &github.token);
+        self.resolve("connection github", github, "GitHub cannot be asked", resolver).await;
+        let heartbeat = config.heartbeat.as_ref().map(|heartbeat| &heartbeat.url);
+        self.resolve("heartbeat", heartbeat, "no dead-man's switch will hear of this process", resolver).await;
+    }
+
+    /// Whether secrets have values; `without`: what follows if one has none.
+    async fn resolve<'s>(
+        &mut self,
+        subject: &str,
+        secrets: impl IntoIterator<Item = &'s SecretText>,
+        without: &str,
+        resolver: &Resolver,
+    ) {
+        for secret in secrets {
+            let remark = match resolver.resolve(secret).await {
+                Ok(_) => Remark::well("its secret has a value"),
+                Err(error) => Remark::ill(format!("{without}: {}", with_causes(&error))),
+            };
+            self.add(subject, [remark]);
         }
     }
 
@@ -134,6 +205,10 @@ impl Round {
             let found = opened.map(|_| vec![Remark::well("its address is known; nothing was sent")]);
             self.add_found(&format!("channel {name}"), found);
         }
+        if world.vercel().is_some() {
+            let examined = in_time(Box::pin(worker::vercel::examine(world, Utc::now()))).await;
+            self.add_found("vercel", examined);
+        }
     }
 }
 
@@ -144,6 +219,17 @@ async fn in_time<T>(examined: impl Future<Output = Result<T, Unwell>>) -> Result
 
 fn words(error: &OpenError) -> String {
     with_causes(error)
+}
+
+/// Whether the ledger's last copy is as new as it should be.
+fn copies(last: Option<Timestamp>, now: Timestamp) -> Remark {
+    let Some(last) = last else { return Remark::doubtful("there is none yet: `up` begins with one") };
+    let age = (now - last).to_std().unwrap_or_default();
+    let said = format!("the last one shows the ledger as it was {} s ago", age.as_secs());
+    if age < COPY_NOTE {
+        return Remark::well(said);
+    }
+    Remark::doubtful(format!("{said}: right only if `up` does not run, or nothing changed since"))
 }
 
 /// How far the ledger's clock and this machine's are apart.
@@ -189,6 +275,16 @@ mod tests {
         assert_eq!([0, 4, -4].map(verdict), [Verdict::Well; 3]);
         assert_eq!([5, -119].map(verdict), [Verdict::Doubtful; 2]);
         assert_eq!([120, -3600].map(verdict), [Verdict::Ill; 2]);
+    }
+
+    #[test]
+    fn a_copy_is_judged_by_its_age() {
+        let now = Utc::now();
+        let verdict = |minutes: i64| copies(Some(now - chrono::TimeDelta::minutes(minutes)), now).verdict;
+        assert_eq!(
+            [verdict(1), verdict(6), copies(None, now).verdict],
+            [Verdict::Well, Verdict::Doubtful, Verdict::Doubtful]
+        );
     }
 
     #[test]
