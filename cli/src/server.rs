@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use console::{Console, Released};
 use producer::{Door, Matched, Scheduler, Startable};
-use queue::Queue;
+use queue::{NoticeOfSilence, Queue};
 use schemas::{Problem, Schedule};
 use secrets::Resolver;
 use serde::Serialize;
@@ -82,7 +82,7 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
     ended
 }
 
-async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
+async fn run_roles(mut config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     // Bound first: an address that is taken is said before anything is opened.
     let Connections { senders, operators } = Connections::allowed();
@@ -101,8 +101,9 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
     let counted = worker::Metrics::default();
+    let door = rooms::door(&mut config, queue.clone(), Arc::clone(&resolver), roles.serves)?;
     if roles.works {
-        running.work(&config, &resolver, counted.clone());
+        running.work(&config, &resolver, counted.clone(), door.clone());
     }
     let counted = roles.works.then_some(&counted);
     let catalog = Arc::clone(&config.startable.catalog);
@@ -117,12 +118,12 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let startable = config.startable.clone();
             let schedules = config.schedules.clone();
             running.schedule(rooms::scheduler(&config, queue.clone()));
-            let door = rooms::door(config, queue.clone(), resolver)?;
             let health = Health::new(queue.clone(), Some(door.clone()));
             let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()), &catalog);
             let api = console::router(console(queue, startable, schedules, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
+            running.listen_for_silence(door.clone(), rooms::silence(&config));
             running.drain(door);
         }
         (_, Some(house)) => {
@@ -177,12 +178,17 @@ impl Running {
         self.parts.spawn(async move { door.drain(stop).await });
     }
 
+    fn listen_for_silence(&mut self, door: Door, notice: Option<NoticeOfSilence>) {
+        self.parts.spawn(door.listen(notice, self.stop.clone()));
+    }
+
     fn schedule(&mut self, scheduler: Scheduler) {
         self.parts.spawn(scheduler.run(self.stop.clone()));
     }
 
-    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics) {
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics, door: Door) {
         let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
+        let world = world.with_inlet(Arc::new(rooms::WayIn(door)));
         let registry = Arc::new(worker::jobs::registry());
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),

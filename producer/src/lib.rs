@@ -8,6 +8,7 @@ mod accept;
 mod body;
 mod delivery;
 mod door;
+mod found;
 mod metrics;
 mod patience;
 pub mod readable;
@@ -16,6 +17,7 @@ mod router;
 pub mod routes;
 pub mod scheduler;
 mod signature;
+mod silence;
 pub mod sources;
 mod spool;
 
@@ -27,6 +29,7 @@ mod oddities;
 mod world;
 
 pub use door::{Door, DoorConfig};
+pub use found::NotBooked;
 pub use rejection::Rejection;
 pub use routes::{Matched, RouteConfig, RouteExplanation, Routes, RunConfig, Startable};
 pub use scheduler::{ScheduleConfig, Scheduler, SchedulerConfig};

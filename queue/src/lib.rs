@@ -19,5 +19,5 @@ mod upkeep;
 
 pub use bell::Bell;
 pub use clock::LedgerClock;
-pub use config::{Keep, MissedTimes, NoticeOfDiscard, NoticeOfMissed, QueueConfig};
+pub use config::{Keep, MissedTimes, NoticeOfDiscard, NoticeOfMissed, NoticeOfSilence, QueueConfig};
 pub use queue::{OpenError, Queue};

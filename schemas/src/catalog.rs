@@ -17,6 +17,7 @@ pub struct Names {
     pub channels: BTreeSet<String>,
     pub credentials: BTreeSet<String>,
     pub programs: BTreeSet<String>,
+    pub sources: BTreeSet<String>,
 }
 
 /// One job kind, as those see it who make jobs.

@@ -3,13 +3,15 @@
 //! stored in the transaction that completes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use queue::{MissedTimes, NoticeOfDiscard, NoticeOfMissed};
-use schemas::{Catalog, JobId, NewJob, Problem, Timestamp};
+use queue::ledger::Silence;
+use queue::{MissedTimes, NoticeOfDiscard, NoticeOfMissed, NoticeOfSilence};
+use schemas::{Catalog, JobId, NewJob, Problem, Timestamp, period};
 use serde_json::to_value;
 use tracing::error;
 
-use crate::channels::Severity;
+use crate::channels::{Action, Severity};
 use crate::channels::message::cut;
 use crate::handler::Handler;
 use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, OF_A_FAILED_MESSAGE, Template, notifying};
@@ -54,6 +56,26 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
     })
 }
 
+/// Tells the given channel about sources that have gone silent, and that they speak again: an alarm and its end.
+pub fn on_silence(channel: &str, catalog: Catalog) -> NoticeOfSilence {
+    let channel = channel.to_owned();
+    Arc::new(move |silence, now| {
+        let what = if silence.is_over { "speaks again" } else { "has gone silent" };
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some(format!("Source {} {what}", silence.source)),
+            text: Some(words_of_silence(silence)),
+            severity: Some(Severity::Warning),
+            alarm: Some(format!("silent source {}", silence.source)),
+            action: Some(if silence.is_over { Action::Resolve } else { Action::Trigger }),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(source = silence.source, %problem, "nobody is told about this silence"))
+            .ok()
+    })
+}
+
 /// Makes the job that tells people that a job which was given up is done after all: its id, its kind.
 pub type Resolution = Arc<dyn Fn(JobId, &str, Timestamp) -> Option<NewJob> + Send + Sync>;
 
@@ -65,6 +87,21 @@ pub fn on_completion(channel: &str, catalog: Catalog) -> Resolution {
             .inspect_err(|problem| error!(job.id = %job, %problem, "nobody is told that this job is done after all"))
             .ok()
     })
+}
+
+fn words_of_silence(silence: &Silence) -> String {
+    let Silence { source, heard_at, quiet, is_over } = silence;
+    let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let heard = heard_at.as_ref().map_or_else(|| "It was never heard".to_owned(), |at| format!("It was last heard at {}", said(at)));
+    if *is_over {
+        return format!("{heard}.");
+    }
+    let quiet = period::write(Duration::from_secs(quiet.as_secs() / 60 * 60));
+    format!(
+        "{heard}; for {quiet} nothing came, while somebody listened.\n\nLook at the sender whether the webhook is still there, \
+         active, and has the secret that `[sources.{source}]` names; a signature that is wrong is in the log. What it \
+         should have sent is found by `nightporter run reconcile`."
+    )
 }
 
 fn words(missed: &MissedTimes) -> String {
@@ -195,6 +232,29 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("nightporter schedules run nightly"), "{text}");
+    }
+
+    #[test]
+    fn a_silence_is_an_alarm_and_its_end_is_the_end_of_that_alarm() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_silence("oncall", crate::jobs::registry().catalog(names));
+        let mut silence = Silence {
+            source: "github".into(),
+            heard_at: Some(Timestamp::UNIX_EPOCH),
+            quiet: Duration::from_secs(2 * 86_400 + 59),
+            is_over: false,
+        };
+        let told = |silence: &Silence| -> Value {
+            serde_json::from_str(notice(silence, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
+        };
+        let raised = told(&silence);
+        assert_eq!((&raised["title"], &raised["action"]), (&"Source github has gone silent".into(), &"trigger".into()));
+        let text = raised["text"].as_str().unwrap();
+        assert!(text.starts_with("It was last heard at 1970-01-01 00:00:00Z; for 2d nothing came"), "{text}");
+        silence.is_over = true;
+        let resolved = told(&silence);
+        assert_eq!(resolved["action"], "resolve");
+        assert_eq!(raised["alarm"], resolved["alarm"]);
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl Reader<'_> {
             programs: self.programs(),
             connections: Connections { github: self.github() },
             limits: self.named("limits"),
+            sources: self.names().sources,
         };
         let registry = worker::jobs::registry();
         let catalog = Arc::new(registry.catalog(self.names()).with_limits(world.limits.clone()));
@@ -160,6 +161,7 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            sources: names("sources"),
         }
     }
 

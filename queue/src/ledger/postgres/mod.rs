@@ -19,6 +19,7 @@ mod kept;
 mod pooler;
 mod retry;
 mod runs;
+mod silence;
 mod storing;
 mod upkeep;
 mod work;

@@ -12,6 +12,7 @@ mod forget;
 mod intake;
 mod retry;
 mod runs;
+mod silence;
 mod storing;
 mod upkeep;
 mod values;
