@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::databases::DatabaseConfig;
 use worker::stores::StoreConfig;
+use worker::world::Inlet;
 use worker::{Registry, Worker, WorkerConfig, World, WorldConfig};
 
 /// Longer than anything here takes; a test that waits so long has failed.
@@ -29,6 +30,7 @@ pub struct BackupWorld {
     pub folder: TempDir,
     config: WorldConfig,
     registry: Arc<Registry>,
+    inlet: Option<Arc<dyn Inlet>>,
     worker: Option<(CancellationToken, JoinHandle<()>)>,
     upkeep: (CancellationToken, JoinHandle<()>),
 }
@@ -59,7 +61,7 @@ impl BackupWorld {
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
         let registry = Arc::new(worker::jobs::registry());
-        let mut world = Self { queue, folder, config, registry, worker: None, upkeep };
+        let mut world = Self { queue, folder, config, registry, inlet: None, worker: None, upkeep };
         world.start_worker();
         world
     }
@@ -74,11 +76,23 @@ impl BackupWorld {
     /// Starts a worker; there is none.
     pub fn start_worker(&mut self) {
         let world = World::new(self.config.clone(), Arc::new(Resolver::default()), http());
+        let world = match &self.inlet {
+            Some(inlet) => world.with_inlet(Arc::clone(inlet)),
+            None => world,
+        };
         // A worker that is stopped here gives its jobs back at once, like one that is killed.
         let config = WorkerConfig { grace: Duration::ZERO, ..WorkerConfig::default() };
         let worker = Worker::new(self.queue.clone(), Arc::clone(&self.registry), Arc::new(world), config);
         let stop = CancellationToken::new();
         self.worker = Some((stop.clone(), tokio::spawn(worker.run(stop))));
+    }
+
+    /// The same world, whose jobs have a way in for events.
+    pub async fn with_inlet(mut self, inlet: Arc<dyn Inlet>) -> Self {
+        self.stop_worker().await;
+        self.inlet = Some(inlet);
+        self.start_worker();
+        self
     }
 
     /// Stops the worker in the middle of what it does.

@@ -11,7 +11,9 @@ use queue::ledger::{
     Horizons, Intake, JobFilter, Ledger, LedgerError, Listened, NewDelivery, NewToken, Operator, Pausable, Progress,
     Promoted, Receipt, Replay, Rescued, Silence, StoredBody, Upkeep, Work,
 };
-use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView};
+use schemas::api::{
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView,
+};
 use schemas::{
     AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
 };

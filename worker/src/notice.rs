@@ -11,8 +11,8 @@ use schemas::{Catalog, JobId, NewJob, Problem, Timestamp, period};
 use serde_json::to_value;
 use tracing::error;
 
-use crate::channels::{Action, Severity};
 use crate::channels::message::cut;
+use crate::channels::{Action, Severity};
 use crate::handler::Handler;
 use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, OF_A_FAILED_MESSAGE, Template, notifying};
 
@@ -92,7 +92,9 @@ pub fn on_completion(channel: &str, catalog: Catalog) -> Resolution {
 fn words_of_silence(silence: &Silence) -> String {
     let Silence { source, heard_at, quiet, is_over } = silence;
     let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
-    let heard = heard_at.as_ref().map_or_else(|| "It was never heard".to_owned(), |at| format!("It was last heard at {}", said(at)));
+    let heard = heard_at
+        .as_ref()
+        .map_or_else(|| "It was never heard".to_owned(), |at| format!("It was last heard at {}", said(at)));
     if *is_over {
         return format!("{heard}.");
     }

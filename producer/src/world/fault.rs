@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::*;
-use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView};
+use schemas::api::{
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView,
+};
 use schemas::{
     AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
 };

@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn one_of_several_producers_that_hears_it_is_enough() {
-        let looks: Vec<_> = (0..600).map(|look| (look * 30, if look % 2 == 0 { Some(look * 30) } else { None })).collect();
+        let looks: Vec<_> =
+            (0..600).map(|look| (look * 30, if look % 2 == 0 { Some(look * 30) } else { None })).collect();
         assert!(became(&looks).is_empty());
     }
 }

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 pub use checks::CHECK;
 pub use deployments::OWN_COMMIT;
+pub use moves::DOMAINS;
 
 /// The token that it wants.
 pub const TOKEN: &str = "vercel_canary_of_the_tests";

@@ -9,8 +9,10 @@ mod migrate;
 mod noop;
 pub(crate) mod notify;
 mod plan;
+mod reconcile;
 mod restore;
 mod retention;
+mod rollback;
 mod sql;
 mod tries;
 mod verify;
@@ -29,8 +31,10 @@ pub fn registry() -> Registry {
         .with::<noop::Noop>()
         .with::<notify::Notify>()
         .with::<plan::Plan>()
+        .with::<reconcile::Reconcile>()
         .with::<restore::Restore>()
         .with::<retention::Retention>()
+        .with::<rollback::Rollback>()
         .with::<verify::Verify>()
         .with::<sql::Sql>()
 }

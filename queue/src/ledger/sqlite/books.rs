@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use schemas::api::{
-    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, SourceView,
-    TokenView,
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, SourceView, TokenView,
 };
 use schemas::{EventId, JobId, JobState, RunId, Timestamp};
 use serde_json::json;
