@@ -18,6 +18,8 @@ pub struct Names {
     pub credentials: BTreeSet<String>,
     pub programs: BTreeSet<String>,
     pub sources: BTreeSet<String>,
+    /// Runbooks, with the names of their inputs.
+    pub runbooks: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// One job kind, as those see it who make jobs.

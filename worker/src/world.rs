@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use schemas::{Catalog, LimitConfig, Names};
+use schemas::{Catalog, LimitConfig, Names, Runbook};
 use secrets::{Resolver, SecretString, SecretText};
 use serde_json::Value;
 
@@ -29,6 +29,7 @@ pub struct WorldConfig {
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
     pub sources: BTreeSet<String>,
+    pub runbooks: Arc<BTreeMap<String, Runbook>>,
 }
 
 /// Accounts at services that jobs call.
@@ -158,6 +159,11 @@ impl World {
         self.config.programs.get(name).ok_or_else(|| unknown("program", name))
     }
 
+    /// The runbook of that name.
+    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
+        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
+    }
+
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
     pub async fn secret(&self, text: &SecretText, doing: &str) -> Result<SecretString, Failure> {
         match self.secrets.resolve(text).await {
@@ -187,6 +193,11 @@ impl WorldConfig {
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
             sources: self.sources.clone(),
+            runbooks: self
+                .runbooks
+                .iter()
+                .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
+                .collect(),
         }
     }
 }

@@ -20,6 +20,8 @@ static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         channels: set("team"),
         credentials: set("app"),
         programs: set("reindex"),
+        sources: set("github"),
+        runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
     })
 });
 
