@@ -285,11 +285,15 @@ impl SourceType for Vercel {
 
     fn make_new(&self, sample: &mut Sample, nonce: Uuid, now: Timestamp) {
         let id = nonce.simple().to_string();
-        if let Some(deployment) = sample.body.pointer_mut("/payload/deployment/id") {
-            *deployment = json!(format!("dpl_{id}"));
-        }
-        if let Some(run) = sample.body.pointer_mut("/payload/checkRun/id") {
-            *run = json!(format!("run_{id}"));
+        // A new delivery is of something else that happened.
+        for (path, new) in [
+            ("/payload/deployment/id", format!("dpl_{id}")),
+            ("/payload/checkRun/deploymentId", format!("dpl_{id}")),
+            ("/payload/checkRun/id", format!("chr_{id}")),
+        ] {
+            if let Some(known) = sample.body.pointer_mut(path) {
+                *known = json!(new);
+            }
         }
         sample.body["id"] = json!(id);
         sample.body["createdAt"] = json!(now.timestamp_millis());
