@@ -6,7 +6,14 @@ use std::time::Duration;
 use queue::NoticeOfSilence;
 use queue::clock::later;
 use queue::ledger::{Horizons, Listened, Silence};
+use schemas::Names;
+use serde_json::{Value, json};
+use tests::backup_world::BackupWorld;
+use tests::door_world::ServedDoor;
 use tests::ledgers::{TestLedger, new_job};
+use tests::migration_world::Github;
+use tests::receiver::Receiver;
+use worker::WorldConfig;
 
 on_every_engine![
     silence_is_told_once_by_many_producers_and_so_is_its_end,
@@ -100,4 +107,53 @@ async fn deliveries_are_known_longer_than_their_events(t: TestLedger) {
     while t.ledger.forget(&all, 100).await.unwrap() > 0 {}
     assert_eq!(t.count("event").await, 0);
     assert_eq!(known().await, ["one", "two"]);
+}
+
+const TEAM_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+#[tokio::test]
+async fn a_silence_is_heard_in_the_channel_once_and_so_is_its_end() {
+    let receiver = Receiver::start().await;
+    let channel = json!({"webhook": {"url": format!("{}/oncall", receiver.url), "secret": TEAM_SECRET}});
+    let channels = [("oncall".to_owned(), serde_json::from_value(channel).unwrap())].into();
+    let world = BackupWorld::by_hand(WorldConfig { channels, ..WorldConfig::default() }).await;
+    let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+    let notice = worker::notice::on_silence("oncall", worker::jobs::registry().catalog(names));
+    let sources = json!({"github": {"secrets": [tests::github_hooks::SECRET], "silent_after": "1h"}});
+    let served = ServedDoor::open(&world.queue, &sources).await;
+    // A producer beside it, which hears nothing all the time.
+    let other = ServedDoor::open(&world.queue, &sources).await;
+    let github = Github::default();
+    github.hooks(|hooks| hooks.url = Some(served.url("github")));
+    let pass = async |minutes: u32| {
+        for _ in 0..minutes {
+            world.pass(MINUTE).await;
+            for door in [&served.door, &other.door] {
+                door.look_for_silence(Some(&notice)).await.unwrap();
+            }
+        }
+    };
+    let body = json!({"zen": "z", "hook_id": 1, "hook": {}});
+    pass(50).await;
+    assert_eq!(github.tell("ping", "one", &body).await, 202);
+    pass(50).await;
+    assert!(receiver.requests().is_empty());
+    // What is not believed is not heard.
+    let mut forged = reqwest::Client::new().post(served.url("github")).body("{}");
+    for (name, value) in [("content-type", "application/json"), ("x-github-event", "ping"), ("x-github-delivery", "x")]
+    {
+        forged = forged.header(name, value);
+    }
+    assert_eq!(forged.header("x-hub-signature-256", "sha256=00").send().await.unwrap().status(), 401);
+    pass(70).await;
+    receiver.requested(1).await;
+    // A repeat is a sign of life too.
+    assert_eq!(github.tell("ping", "one", &body).await, 200);
+    pass(30).await;
+    receiver.requested(2).await;
+    let said: Vec<Value> = receiver.requests().into_iter().map(|request| request.body["data"].clone()).collect();
+    let alarm = |action: &str| json!({"key": "silent source github", "action": action});
+    assert_eq!((&said[0]["title"], &said[0]["alarm"]), (&json!("Source github has gone silent"), &alarm("trigger")));
+    assert_eq!((&said[1]["title"], &said[1]["alarm"]), (&json!("Source github speaks again"), &alarm("resolve")));
+    world.close().await;
 }
