@@ -107,6 +107,11 @@ pub async fn get_page<T: DeserializeOwned>(
     Ok((response.json().await.map_err(reqwest::Error::without_url).or_retry(what)?, next))
 }
 
+/// A query of names and values.
+pub(crate) fn query_of<'p>(pairs: impl IntoIterator<Item = (&'p str, String)>) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
 /// The `cursor` of the address in one link, if it leads to the next page.
 fn cursor_of_next(link: &str) -> Option<String> {
     let (address, relations) = link.trim().strip_prefix('<')?.split_once('>')?;

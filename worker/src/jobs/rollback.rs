@@ -96,11 +96,11 @@ impl Handler for Rollback {
                 vec![Problem::new("it begins with an emergency backup of the database").help(help)]
             }
         };
-        let named = |text: &str| !text.is_empty() && !text.contains(['/', ' ', '?', '#']);
-        if !named(&self.project) {
+        let is_one = |text: &str| !text.is_empty() && !text.contains(['/', ' ', '?', '#']);
+        if !is_one(&self.project) {
             problems.push(Problem::new("this is no project's id or name").within("project"));
         }
-        if self.deployment.as_deref().is_some_and(|deployment| !named(deployment)) {
+        if self.deployment.as_deref().is_some_and(|deployment| !is_one(deployment)) {
             let help = "write `dpl_...`, or its own address without `https://`";
             problems.push(Problem::new("this is no deployment").help(help).within("deployment"));
         }

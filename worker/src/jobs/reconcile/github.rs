@@ -13,12 +13,13 @@ use queue::clock::later;
 use schemars::JsonSchema;
 use schemas::{Names, Problem, Timestamp, period};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::info;
 
 use crate::context::{Context, Step};
 use crate::github::{Advice, Repository, Sent, status_of};
 use crate::handler::{Failure, OrFail, Output};
+use crate::rest::query_of;
 
 /// A younger delivery may be on its way, in the spool, or asked for by hand just now.
 const SETTLED_AFTER: Duration = Duration::from_mins(2);
@@ -130,14 +131,14 @@ struct Tally {
 impl OfGithub {
     pub(super) fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = super::check(&self.source, self.within, names);
-        let named = |text: &str| !text.is_empty() && !text.contains(['/', ' ', '?', '#']);
+        let is_one = |text: &str| !text.is_empty() && !text.contains(['/', ' ', '?', '#']);
         match (&self.repository, &self.organization) {
             (Some(repository), None) => {
-                if !repository.split_once('/').is_some_and(|(owner, name)| named(owner) && named(name)) {
+                if !repository.split_once('/').is_some_and(|(owner, name)| is_one(owner) && is_one(name)) {
                     problems.push(Problem::new("this is not `owner/name`").within("repository"));
                 }
             }
-            (None, Some(organization)) if named(organization) => {}
+            (None, Some(organization)) if is_one(organization) => {}
             (None, Some(_)) => problems.push(Problem::new("this is no organisation's name").within("organization")),
             _ => problems.push(Problem::new("write either a `repository` or an `organization`")),
         }
@@ -346,16 +347,14 @@ fn pause(times: u32) -> Duration {
 }
 
 fn query(cursor: Option<&str>) -> String {
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("per_page", &PAGE.to_string());
-    if let Some(cursor) = cursor {
-        query.append_pair("cursor", cursor);
-    }
-    query.finish()
+    let cursor = cursor.map(|cursor| ("cursor", cursor.to_owned()));
+    query_of([("per_page", PAGE.to_string())].into_iter().chain(cursor))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn problems(args: Value) -> Vec<String> {

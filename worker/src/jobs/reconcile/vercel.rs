@@ -12,11 +12,11 @@ use schemas::{Names, Problem, Timestamp, period};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::warn;
-use url::form_urlencoded::Serializer;
 
 use super::found::{CheckRun, Found, Listed};
 use crate::context::{Context, Step};
 use crate::handler::{Failure, OrFail, Output};
+use crate::rest::query_of;
 use crate::vercel::{Advice, Vercel};
 
 /// What has just happened is left to the webhook.
@@ -129,17 +129,9 @@ impl OfVercel {
         let mut all = Vec::new();
         let mut until = None;
         for _ in 0..MOST_PAGES {
-            let mut query = Serializer::new(String::new());
-            query.append_pair("projectId", &project.id).append_pair("limit", &PAGE.to_string());
-            query.append_pair("since", &horizon.timestamp_millis().to_string());
-            if let Some(target) = &self.target {
-                query.append_pair("target", target);
-            }
-            if let Some(until) = until {
-                query.append_pair("until", &i64::to_string(&until));
-            }
+            let query = self.query(&project.id, horizon, until);
             let (path, what) = (["v7", "deployments"], "listing the project's deployments");
-            let page: Deployments = vercel.get(&path, &query.finish(), what, &ADVICE).await?;
+            let page: Deployments = vercel.get(&path, &query, what, &ADVICE).await?;
             all.extend(page.deployments);
             until = page.pagination.next;
             if until.is_none() {
@@ -153,6 +145,17 @@ impl OfVercel {
             MOST_PAGES * PAGE,
             period::write(self.within)
         )))
+    }
+
+    fn query(&self, project: &str, since: Timestamp, until: Option<i64>) -> String {
+        let target = self.target.clone().map(|target| ("target", target));
+        let until = until.map(|until| ("until", until.to_string()));
+        let fixed = [
+            ("projectId", project.to_owned()),
+            ("limit", PAGE.to_string()),
+            ("since", since.timestamp_millis().to_string()),
+        ];
+        query_of(fixed.into_iter().chain(target).chain(until))
     }
 
     /// The runs of a deployment's checks, where one may be open.

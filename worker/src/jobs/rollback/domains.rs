@@ -2,12 +2,12 @@
 
 use schemas::Timestamp;
 use serde::Deserialize;
-use url::form_urlencoded::Serializer;
 
 use super::moves::Aim;
 use super::{ADVICE, Rollback};
 use crate::context::Context;
 use crate::handler::Failure;
+use crate::rest::query_of;
 use crate::vercel::{Vercel, status_of};
 
 /// Vercel's pages.
@@ -89,13 +89,11 @@ async fn domains(vercel: &Vercel<'_>, aim: &Aim) -> Result<Vec<String>, Failure>
     let mut all = Vec::new();
     let mut until = None;
     for _ in 0..MOST_PAGES {
-        let mut query = Serializer::new(String::new());
-        query.append_pair("production", "true").append_pair("redirects", "false").append_pair("limit", "100");
-        if let Some(until) = until {
-            query.append_pair("until", &i64::to_string(&until));
-        }
+        let fixed = [("production", "true"), ("redirects", "false"), ("limit", "100")];
+        let until_then = until.map(|until: i64| ("until", until.to_string()));
+        let query = query_of(fixed.map(|(name, value)| (name, value.to_owned())).into_iter().chain(until_then));
         let path = ["v9", "projects", &aim.project, "domains"];
-        let page: Domains = vercel.get(&path, &query.finish(), "listing the project's domains", &ADVICE).await?;
+        let page: Domains = vercel.get(&path, &query, "listing the project's domains", &ADVICE).await?;
         all.extend(page.domains.into_iter().filter(Domain::is_of_production).map(|domain| domain.name));
         until = page.pagination.next;
         if until.is_none() {
@@ -107,7 +105,7 @@ async fn domains(vercel: &Vercel<'_>, aim: &Aim) -> Result<Vec<String>, Failure>
 
 /// The deployment that a domain leads to.
 async fn leads_to(vercel: &Vercel<'_>, domain: &str, aim: &Aim) -> Result<Option<String>, Failure> {
-    let query = Serializer::new(String::new()).append_pair("projectId", &aim.project).finish();
+    let query = query_of([("projectId", aim.project.clone())]);
     match vercel.get::<Leads>(&["v4", "aliases", domain], &query, "looking where a domain leads", &ADVICE).await {
         Ok(leads) => Ok(leads.deployment_id),
         Err(failure) if status_of(&failure) == Some(404) => Ok(None),

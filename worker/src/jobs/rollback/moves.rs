@@ -7,11 +7,11 @@ use schemas::{Timestamp, period};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::info;
-use url::form_urlencoded::Serializer;
 
 use super::{ADVICE, Rollback, short};
 use crate::context::{Context, Step};
 use crate::handler::Failure;
+use crate::rest::query_of;
 use crate::vercel::{Deployment, Sent, Vercel, status_of};
 
 /// Between two looks.
@@ -232,7 +232,7 @@ impl Rollback {
 
     async fn ask(&self, vercel: &Vercel<'_>, aim: &Aim) -> Sent {
         let reason = self.reason.as_deref().unwrap_or("rolled back by Nightporter");
-        let query = Serializer::new(String::new()).append_pair("description", &short(reason)).finish();
+        let query = query_of([("description", short(reason))]);
         let path = ["v1", "projects", &aim.project, "rollback", &aim.deployment];
         vercel.post_with(&path, &query, &json!({}), "asking Vercel to roll back", &ADVICE).await
     }
@@ -279,13 +279,14 @@ impl Rollback {
 
 /// The deployment that served production before today's.
 async fn previous(vercel: &Vercel<'_>, project: &Project) -> Result<String, Failure> {
-    let query = Serializer::new(String::new())
-        .append_pair("projectId", &project.id)
-        .append_pair("target", "production")
-        .append_pair("state", "READY")
-        .append_pair("rollbackCandidate", "true")
-        .append_pair("limit", "20")
-        .finish();
+    let wanted = [
+        ("projectId", project.id.as_str()),
+        ("target", "production"),
+        ("state", "READY"),
+        ("rollbackCandidate", "true"),
+        ("limit", "20"),
+    ];
+    let query = query_of(wanted.map(|(name, value)| (name, value.to_owned())));
     let what = "looking for the deployment before";
     let found: Candidates = vercel.get(&["v7", "deployments"], &query, what, &ADVICE).await?;
     let serving = project.serving();
