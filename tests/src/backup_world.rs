@@ -8,6 +8,7 @@ use queue::ledger::{Claim, Operator};
 use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::JobView;
 use schemas::{JobId, JobState, Timestamp, WorkerId};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretText};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
@@ -29,6 +30,7 @@ pub struct BackupWorld {
     /// Where the ledger lies.
     pub folder: TempDir,
     config: WorldConfig,
+    vault: Option<Arc<dyn Vault>>,
     registry: Arc<Registry>,
     inlet: Option<Arc<dyn Inlet>>,
     worker: Option<(CancellationToken, JoinHandle<()>)>,
@@ -43,15 +45,29 @@ impl BackupWorld {
 
     /// A world of this configuration, and a worker that runs.
     pub async fn of(config: WorldConfig) -> Self {
-        Self::with_clock(config, LedgerClock::sampled).await
+        Self::with_clock(config, None, LedgerClock::sampled).await
+    }
+
+    /// The same, with a vault.
+    pub async fn with_vault(config: WorldConfig, vault: Arc<dyn Vault>) -> Self {
+        Self::with_clock(config, Some(vault), LedgerClock::sampled).await
+    }
+
+    /// The same, with a clock that stands still until [`BackupWorld::pass`].
+    pub async fn with_vault_by_hand(config: WorldConfig, vault: Arc<dyn Vault>) -> Self {
+        Self::with_clock(config, Some(vault), LedgerClock::by_hand).await
     }
 
     /// The same, with a clock that stands still until [`BackupWorld::pass`].
     pub async fn by_hand(config: WorldConfig) -> Self {
-        Self::with_clock(config, LedgerClock::by_hand).await
+        Self::with_clock(config, None, LedgerClock::by_hand).await
     }
 
-    async fn with_clock(config: WorldConfig, clock: fn(Timestamp) -> LedgerClock) -> Self {
+    async fn with_clock(
+        config: WorldConfig,
+        vault: Option<Arc<dyn Vault>>,
+        clock: fn(Timestamp) -> LedgerClock,
+    ) -> Self {
         let folder = TempDir::new().expect("a folder");
         let ledger = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let queue = Queue::open(&QueueConfig::new(ledger, "in-process")).await.expect("a queue");
@@ -61,7 +77,7 @@ impl BackupWorld {
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
         let registry = Arc::new(worker::jobs::registry());
-        let mut world = Self { queue, folder, config, registry, inlet: None, worker: None, upkeep };
+        let mut world = Self { queue, folder, config, vault, registry, inlet: None, worker: None, upkeep };
         world.start_worker();
         world
     }
@@ -75,7 +91,7 @@ impl BackupWorld {
 
     /// Starts a worker; there is none.
     pub fn start_worker(&mut self) {
-        let world = World::new(self.config.clone(), Arc::new(Resolver::default()), http());
+        let world = World::new(self.config.clone(), Arc::new(Resolver::new(self.vault.clone())), http());
         let world = match &self.inlet {
             Some(inlet) => world.with_inlet(Arc::clone(inlet)),
             None => world,

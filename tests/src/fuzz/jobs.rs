@@ -21,6 +21,7 @@ static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         credentials: set("app"),
         programs: set("reindex"),
         sources: set("github"),
+        rotations: set("app"),
         runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
     })
 });

@@ -13,6 +13,7 @@ mod reconcile;
 mod restore;
 mod retention;
 mod rollback;
+mod rotate;
 mod sql;
 mod tries;
 mod verify;
@@ -35,6 +36,7 @@ pub fn registry() -> Registry {
         .with::<restore::Restore>()
         .with::<retention::Retention>()
         .with::<rollback::Rollback>()
+        .with::<rotate::Rotate>()
         .with::<verify::Verify>()
         .with::<sql::Sql>()
 }
