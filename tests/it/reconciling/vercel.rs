@@ -96,12 +96,9 @@ async fn of_a_webhook_and_a_job_at_the_same_moment_one_is_booked() {
         let id = site.deployed().await;
         let late = [1, 2].map(|_| site.vercel.event("deployment.succeeded", &id, &json!({})));
         let created = site.vercel.event("deployment.created", &id, &json!({}));
-        let (output, ..) = tokio::join!(
-            site.reconcile(&args(json!({}))),
-            site.webhook(&late[0]),
-            site.webhook(&created),
-            site.webhook(&late[1])
-        );
+        let job = args(json!({}));
+        let (output, ..) =
+            tokio::join!(site.reconcile(&job), site.webhook(&late[0]), site.webhook(&created), site.webhook(&late[1]));
         assert!(output["brought_in"].as_u64().is_some());
         assert_eq!((site.kinds().await.len(), site.door.jobs_made().await), (round * 2, round * 2));
     }

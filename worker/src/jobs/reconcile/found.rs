@@ -71,11 +71,6 @@ pub(super) struct Found {
 }
 
 impl Listed {
-    /// Whether it was built.
-    pub(super) fn is_ready(&self) -> bool {
-        self.ready_state == "READY"
-    }
-
     /// Whether it will never serve anybody.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.ready_state.as_str(), "ERROR" | "CANCELED" | "DELETED")
