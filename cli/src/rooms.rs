@@ -28,8 +28,8 @@ const PRIVATE: u32 = 0o600;
 
 /// The queue that is configured, for processes of these roles.
 pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Roles) -> Result<(Queue, String), Failure> {
-    let ledger = resolve_address(&config.queue.ledger, resolver, "ledger").await?;
-    let broker = resolve_address(&config.queue.broker, resolver, "broker").await?;
+    let ledger = resolve_address(&config.queue.ledger, resolver, "[queue] ledger").await?;
+    let broker = resolve_address(&config.queue.broker, resolver, "[queue] broker").await?;
     let (ledger_text, broker_text) = (ledger.expose_secret(), broker.expose_secret());
     if ledger_text.starts_with("sqlite:") && roles != Roles::UP {
         return Err(Failure::usage("a SQLite ledger is one process's: `serve` and `work` would be two")
@@ -55,8 +55,8 @@ pub(crate) async fn resolve_address(
 ) -> Result<SecretString, Failure> {
     match (address.plain(), &address.secret) {
         (Some(plain), _) => Ok(plain.into()),
-        (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,
-        (None, None) => Err(Failure::usage(format!("[queue] {key} is empty"))),
+        (None, Some(secret)) => resolve(secret, resolver, key).await,
+        (None, None) => Err(Failure::usage(format!("{key} is empty"))),
     }
 }
 
@@ -78,6 +78,14 @@ pub(crate) fn scheduler(config: &Config, queue: Queue) -> Scheduler {
         config_digest: config.digest.clone(),
         notice: channel.map(|channel| worker::notice::on_missed(channel, catalog())),
     })
+}
+
+/// Where other programs are met.
+pub(crate) async fn amqp_address(config: &Config, resolver: &Resolver) -> Result<SecretString, Failure> {
+    match config.amqp.as_ref().and_then(|amqp| amqp.url.as_ref()) {
+        Some(url) => resolve_address(url, resolver, "[amqp] url").await,
+        None => resolve_address(&config.queue.broker, resolver, "[queue] broker").await,
+    }
 }
 
 /// Who is told that a discarded job is done after all.

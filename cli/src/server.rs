@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use axum::Router;
 use console::{Console, Released};
-use producer::{Door, Matched, Scheduler, Startable};
+use producer::{Door, Matched, Scheduler, Startable, settle_that_nothing_is_announced};
+use queue::broker::programs::Programs;
 use queue::{NoticeOfSilence, Queue};
 use schemas::{Problem, Schedule};
 use secrets::Resolver;
@@ -27,8 +28,9 @@ use crate::exit_code;
 use crate::failure::Failure;
 use crate::health::Health;
 use crate::listener::Listener;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Parts};
 use crate::rooms;
+use crate::talk::Talk;
 use crate::telemetry::{self, TelemetrySettings};
 
 /// How often it is looked whether promoter and rescuer still live.
@@ -102,10 +104,8 @@ async fn run_roles(mut config: Config, roles: Roles, ready_file: Option<PathBuf>
     let mut running = Running::new(queue.clone(), stop);
     let counted = worker::Metrics::default();
     let door = rooms::door(&mut config, queue.clone(), Arc::clone(&resolver), roles.serves)?;
-    if roles.works {
-        running.work(&config, &resolver, counted.clone(), door.clone());
-    }
-    let counted = roles.works.then_some(&counted);
+    let world = roles.works.then(|| running.work(&config, &resolver, counted.clone(), door.clone()));
+    let parts = Parts { worker: roles.works.then_some(&counted), ..Parts::default() }.with_stores(&config, world);
     let catalog = Arc::clone(&config.startable.catalog);
     if let Some(heartbeat) = config.heartbeat.clone() {
         let heartbeat = Heartbeat::new(heartbeat, queue.clone(), Arc::clone(&resolver), worker::world::http_client());
@@ -116,10 +116,15 @@ async fn run_roles(mut config: Config, roles: Roles, ready_file: Option<PathBuf>
             let token = rooms::token(&config, &resolver, &ledger).await?;
             rooms::warn_of_missing_secrets(&config.sources, &resolver).await;
             let startable = config.startable.clone();
-            let schedules = config.schedules.clone();
-            running.schedule(rooms::scheduler(&config, queue.clone()));
-            let health = Health::new(queue.clone(), Some(door.clone()));
-            let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()), &catalog);
+            let (schedules, digest) = (config.schedules.clone(), config.digest.clone());
+            let clockwork = rooms::scheduler(&config, queue.clone());
+            let talk = Talk::open(&config, &resolver, &queue).await?;
+            let talk = talk.map(|talk| talk.with_announcer(&door, &queue, &digest));
+            let health = Health::new(queue.clone(), Some(door.clone()), talk.as_ref());
+            let parts = Parts { door: Some(&door), scheduler: Some(&clockwork), talk: talk.as_ref(), ..parts };
+            let metrics = Metrics::new(queue.clone(), parts, &catalog);
+            running.schedule(clockwork);
+            running.talk(talk, digest);
             let api = console::router(console(queue, startable, schedules, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
@@ -127,8 +132,8 @@ async fn run_roles(mut config: Config, roles: Roles, ready_file: Option<PathBuf>
             running.drain(door);
         }
         (_, Some(house)) => {
-            let metrics = Metrics::new(queue.clone(), counted, None, &catalog);
-            running.listen(house, Health::new(queue, None).with_reasons().merge(metrics.router()));
+            let metrics = Metrics::new(queue.clone(), parts, &catalog);
+            running.listen(house, Health::new(queue, None, None).with_reasons().merge(metrics.router()));
         }
         (_, None) => {}
     }
@@ -156,6 +161,8 @@ struct Running {
     upkeep_stop: CancellationToken,
     upkeep: JoinHandle<()>,
     parts: JoinSet<()>,
+    /// Closed when nobody uses it any more.
+    programs: Option<Arc<dyn Programs>>,
 }
 
 impl Running {
@@ -165,7 +172,7 @@ impl Running {
             let (queue, stop) = (queue.clone(), upkeep_stop.clone());
             async move { queue.keep_up(stop).await }
         });
-        Self { queue, stop, upkeep_stop, upkeep, parts: JoinSet::new() }
+        Self { queue, stop, upkeep_stop, upkeep, parts: JoinSet::new(), programs: None }
     }
 
     fn listen(&mut self, listener: Listener, router: Router) {
@@ -186,9 +193,30 @@ impl Running {
         self.parts.spawn(scheduler.run(self.stop.clone()));
     }
 
-    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics, door: Door) {
+    /// What other programs ask for is done, and what happens is announced to them, or settled that it is not.
+    fn talk(&mut self, talk: Option<Talk>, config_digest: String) {
+        let Some(Talk { programs, intake, announcer, .. }) = talk else {
+            return self.settle_that_nothing_is_announced(config_digest);
+        };
+        if let Some(intake) = intake {
+            self.parts.spawn(intake.run(self.stop.clone()));
+        }
+        match announcer {
+            Some(announcer) => drop(self.parts.spawn(announcer.run(self.stop.clone()))),
+            None => self.settle_that_nothing_is_announced(config_digest),
+        }
+        self.programs = Some(programs);
+    }
+
+    fn settle_that_nothing_is_announced(&mut self, config_digest: String) {
+        let settled = settle_that_nothing_is_announced(self.queue.clone(), config_digest, self.stop.clone());
+        self.parts.spawn(settled);
+    }
+
+    /// Runs jobs; the world that they run in.
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics, door: Door) -> Arc<World> {
         let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
-        let world = world.with_inlet(Arc::new(rooms::WayIn(door)));
+        let world = Arc::new(world.with_inlet(Arc::new(rooms::WayIn(door))));
         let registry = Arc::new(worker::jobs::registry());
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),
@@ -199,8 +227,9 @@ impl Running {
             resolution: rooms::resolution(config),
             ..WorkerConfig::default()
         };
-        let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);
+        let worker = Worker::new(self.queue.clone(), registry, Arc::clone(&world), how);
         self.parts.spawn(worker.run(self.stop.clone()));
+        world
     }
 
     /// Waits for the word to stop; then stops accepting, lets the work end, and closes the queue. A part that ends
@@ -220,6 +249,9 @@ impl Running {
         }
         self.upkeep_stop.cancel();
         panicked |= self.upkeep.await.is_err();
+        if let Some(programs) = self.programs {
+            programs.close().await;
+        }
         self.queue.close(LAST_BELLS).await;
         info!("stopped");
         if panicked {

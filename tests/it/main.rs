@@ -4,6 +4,7 @@
 mod engines;
 
 mod admission;
+mod amqp;
 mod api;
 mod backups;
 mod bench;

@@ -65,8 +65,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
     match command {
         Command::List { store, database } => list(store.as_deref(), database.as_deref(), global).await,
         Command::Show(which) => show::run(which, global).await,
-        Command::Verify(args) => start::verify(args, global).await,
-        Command::Restore(args) => start::restore(args, global).await,
+        Command::Verify(args) => Box::pin(start::verify(args, global)).await,
+        Command::Restore(args) => Box::pin(start::restore(args, global)).await,
         Command::Pin(args) => pins::pin(args, global).await,
         Command::Unpin(which) => pins::unpin(which, global).await,
     }

@@ -21,11 +21,12 @@ use worker::world::{Connections, GithubConnection, VercelConnection};
 
 use super::document::Document;
 use super::finding::{Finding, from_serde};
+use super::programs::AmqpSection;
 use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 20] = [
+const TABLES: [&str; 21] = [
     "server",
     "operators",
     "queue",
@@ -46,6 +47,7 @@ const TABLES: [&str; 20] = [
     "worker",
     "telemetry",
     "heartbeat",
+    "amqp",
 ];
 
 /// How much of the digest is kept with each event: enough to tell configurations apart.
@@ -110,6 +112,7 @@ impl Reader<'_> {
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
+        let amqp = self.amqp(queue.as_ref(), &catalog);
         self.check_queue(queue.as_ref());
         self.check_defaults(defaults.as_ref());
         self.check_worker(worker.as_ref(), &registry);
@@ -124,6 +127,7 @@ impl Reader<'_> {
             worker: worker?,
             telemetry: telemetry?,
             heartbeat,
+            amqp,
             world,
             sources,
             startable,
@@ -196,6 +200,14 @@ impl Reader<'_> {
             self.problem(problem.within("heartbeat"));
         }
         Some(heartbeat)
+    }
+
+    fn amqp(&mut self, queue: Option<&QueueSection>, catalog: &schemas::Catalog) -> Option<AmqpSection> {
+        let amqp: AmqpSection = self.part(&["amqp"])?;
+        for problem in amqp.problems(queue.map(|queue| &queue.broker), catalog) {
+            self.problem(problem.within("amqp"));
+        }
+        Some(amqp)
     }
 
     fn stores(&mut self) -> BTreeMap<String, StoreConfig> {

@@ -151,7 +151,7 @@ pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
     Some(path.split('?').next().unwrap_or_default().into())
 }
 
-fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
     let plain = String::deserialize(deserializer)?;
     let secret = SecretText::parse(&plain).map_err(serde::de::Error::custom)?;
     Ok(Address { secret: (!secret.is_literal()).then_some(secret), plain })
@@ -386,6 +386,7 @@ impl TryFrom<String> for Span {
 mod tests {
     use serde::de::DeserializeOwned;
 
+    use super::super::programs::{AmqpSection, AnnouncementsSection, JobsSection};
     use super::*;
 
     /// The keys that a type reads, from serde's own message about one that it does not.
@@ -443,6 +444,9 @@ mod tests {
             ("[worker]", keys::<WorkerSection>()),
             ("[telemetry]", keys::<TelemetrySection>()),
             ("[heartbeat]", keys::<worker::heartbeat::HeartbeatConfig>()),
+            ("[amqp]", keys::<AmqpSection>()),
+            ("[amqp.jobs]", keys::<JobsSection>()),
+            ("[amqp.announcements]", keys::<AnnouncementsSection>()),
         ];
         for (heading, keys) in parts {
             let rows = part(&page, heading).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());

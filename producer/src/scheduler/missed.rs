@@ -27,6 +27,14 @@ pub(super) struct Missed {
 }
 
 impl Next {
+    /// How many nominal times it settles.
+    pub(super) fn times(&self) -> u32 {
+        match self {
+            Self::Fire(_) => 1,
+            Self::Miss(missed) => missed.times.times,
+        }
+    }
+
     /// Up to which nominal time it settles.
     pub(super) fn last(&self) -> Timestamp {
         match self {

@@ -1,4 +1,4 @@
-//! The ledger: the only truth. Five seams, by who calls them; one engine struct implements them all.
+//! The ledger: the only truth. Six seams, by who calls them; one engine struct implements them all.
 //!
 //! Rules that hold for every method of every engine, each kept by the conformance suite:
 //!
@@ -9,6 +9,7 @@
 //! - Whatever becomes `available` is told to the caller as [`Bells`], to be rung after the commit.
 //! - Rows are written in the order of their keys, so that no two transactions wait for each other.
 
+mod announcing;
 mod asks;
 mod door;
 mod firing;
@@ -25,7 +26,7 @@ use schemas::api::{
     ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView,
 };
 use schemas::{
-    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -34,6 +35,7 @@ use crate::OpenError;
 use crate::bell::Bells;
 use crate::config::{NoticeOfDiscard, NoticeOfSilence};
 
+pub use announcing::*;
 pub use asks::*;
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -246,10 +248,41 @@ pub trait Books: Send + Sync {
     async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError>;
 }
 
-/// All five.
-pub trait Ledger: Intake + Work + Upkeep + Desk + Books {}
+/// For those who announce to other programs what happens: accepted events, and how jobs ended.
+///
+/// While it is on, each is written down in the transaction in which it happens, by whoever does it: older binaries and
+/// processes that know nothing of announcements do too. While it is off, nothing is written, and nothing costs anything.
+#[async_trait]
+pub trait Herald: Send + Sync {
+    /// Has what happens written down from now on, or not any more, and what was not announced forgotten. The newest
+    /// configuration decides; whether that is this one.
+    async fn set_announcing(&self, on: bool, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError>;
 
-impl<T: Intake + Work + Upkeep + Desk + Books> Ledger for T {}
+    /// Takes or keeps the turn until `until`, and gives what is to be announced next, in order, at most `limit`: the same
+    /// again until it is said to be announced. Numbers are given here, to what is visible, so that nothing is skipped that
+    /// is committed later under an earlier id.
+    async fn next_announcements(
+        &self,
+        herald: WorkerId,
+        limit: u32,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Turn, LedgerError>;
+
+    /// These are announced, by their numbers: they are forgotten. Whether it is still this herald's turn.
+    async fn announced(&self, herald: WorkerId, numbers: &[i64], now: Timestamp) -> Result<bool, LedgerError>;
+
+    /// Gives the turn to whoever asks next.
+    async fn pass_turn(&self, herald: WorkerId) -> Result<(), LedgerError>;
+
+    /// Since when the oldest waits that is not announced yet.
+    async fn oldest_unannounced(&self) -> Result<Option<Timestamp>, LedgerError>;
+}
+
+/// All six.
+pub trait Ledger: Intake + Work + Upkeep + Desk + Books + Herald {}
+
+impl<T: Intake + Work + Upkeep + Desk + Books + Herald> Ledger for T {}
 
 /// What every engine is opened with.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 //! The manifest alone makes a backup exist. It is written last, if absent, when everything about the data was right;
 //! lists, restores and retention read manifests only. All of this works without the ledger.
 
+pub mod ages;
 pub mod keep;
 pub(crate) mod manifest;
 pub mod marks;

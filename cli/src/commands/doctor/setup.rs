@@ -8,7 +8,7 @@ use queue::ledger::{self, Look};
 use queue::{OpenError, broker};
 use schemas::Timestamp;
 use secrets::vaults::VaultError;
-use secrets::{ExposeSecret, Resolver};
+use secrets::{ExposeSecret, Resolver, SecretString};
 use uuid::Uuid;
 use worker::examination::Remark;
 use worker::{Failure as Unwell, World};
@@ -87,7 +87,7 @@ impl Round {
     }
 
     async fn look_at_ledger(&mut self, config: &Config, resolver: &Resolver) {
-        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "ledger").await {
+        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "[queue] ledger").await {
             Ok(address) => ledger::look(address.expose_secret()).await.map_err(|error| words(&error)),
             Err(failure) => Err(failure.to_string()),
         };
@@ -101,16 +101,25 @@ impl Round {
     }
 
     async fn look_at_broker(&mut self, config: &Config, resolver: &Resolver) {
-        let opened = match rooms::resolve_address(&config.queue.broker, resolver, "broker").await {
+        let address = rooms::resolve_address(&config.queue.broker, resolver, "[queue] broker").await;
+        self.look_for_broker("broker", address).await;
+        if config.amqp.is_some() {
+            let address = rooms::amqp_address(config, resolver).await;
+            self.look_for_broker("other programs", address).await;
+        }
+    }
+
+    async fn look_for_broker(&mut self, subject: &str, address: Result<SecretString, Failure>) {
+        let opened = match address {
             Ok(address) => broker::open(address.expose_secret()).await.map_err(|error| words(&error)),
             Err(failure) => Err(failure.to_string()),
         };
         match opened {
             Ok(broker) => {
                 broker.close().await;
-                self.add("broker", [Remark::well("answers")]);
+                self.add(subject, [Remark::well("answers")]);
             }
-            Err(words) => self.add("broker", [Remark::ill(words)]),
+            Err(words) => self.add(subject, [Remark::ill(words)]),
         }
     }
 

@@ -3,6 +3,7 @@
 //! A lock on a file beside it keeps other processes out; all writes go through one connection, in turn; reads have
 //! connections of their own (WAL). `synchronous = FULL`: what is committed is on disk.
 
+mod announcing;
 mod books;
 mod cancel;
 mod desk;
