@@ -15,6 +15,7 @@ use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use serde_json::Value;
 use tracing::warn;
 use uuid::Uuid;
+use worker::ledger_copies::{Copier, CopierConfig, CopyMetrics};
 use worker::notice::Resolution;
 use worker::world::Inlet;
 
@@ -135,6 +136,37 @@ impl Inlet for WayIn {
             Err(error @ NotBooked::NotNow(_)) => Err(worker::Failure::retry(error)),
         }
     }
+}
+
+/// What copies the ledger, where that is configured.
+pub(crate) fn copier(config: &Config, queue: Queue, secrets: Arc<Resolver>, metrics: CopyMetrics) -> Option<Copier> {
+    let store_name = config.queue.copy_to.clone()?;
+    let channel = config.defaults.on_failure.as_ref();
+    let catalog = || Catalog::clone(&config.startable.catalog);
+    Some(Copier::new(CopierConfig {
+        queue,
+        store: config.world.stores.get(&store_name)?.clone(),
+        store_name,
+        secrets,
+        every: config.queue.copy_every.0,
+        machine: machine(),
+        metrics,
+        notice: channel.map(|channel| worker::notice::on_copies(channel, catalog())),
+    }))
+}
+
+/// This machine's name, for people.
+pub(crate) fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "unnamed".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Who sits at this command line, as the system says it.
+pub(crate) fn user() -> String {
+    std::env::var("USER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// Says at the start what every delivery would say later: that a secret of a source has no value.

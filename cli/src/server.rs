@@ -20,8 +20,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 use url::Url;
 use worker::heartbeat::Heartbeat;
+use worker::ledger_copies::{Copier, CopyMetrics};
 use worker::{Worker, WorkerConfig, World};
 
+use crate::commands::recover;
 use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
 use crate::descriptors::Connections;
 use crate::exit_code;
@@ -100,12 +102,18 @@ async fn run_roles(mut config: Config, roles: Roles, ready_file: Option<PathBuf>
         operators: house.as_ref().map(Listener::address),
     };
     let resolver = rooms::resolver(&config).await;
+    Box::pin(recover::must_not_begin_anew(&config, &resolver)).await?;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
+    let copies = config.queue.copy_to.is_some().then(CopyMetrics::default);
+    if let Some(metrics) = &copies {
+        running.copy(rooms::copier(&config, queue.clone(), Arc::clone(&resolver), metrics.clone()));
+    }
     let counted = worker::Metrics::default();
     let door = rooms::door(&mut config, queue.clone(), Arc::clone(&resolver), roles.serves)?;
     let world = roles.works.then(|| running.work(&config, &resolver, counted.clone(), door.clone()));
-    let parts = Parts { worker: roles.works.then_some(&counted), ..Parts::default() }.with_stores(&config, world);
+    let parts = Parts { worker: roles.works.then_some(&counted), copies: copies.as_ref(), ..Parts::default() }
+        .with_stores(&config, world);
     let catalog = Arc::clone(&config.startable.catalog);
     if let Some(heartbeat) = config.heartbeat.clone() {
         let heartbeat = Heartbeat::new(heartbeat, queue.clone(), Arc::clone(&resolver), worker::world::http_client());
@@ -160,6 +168,9 @@ struct Running {
     /// Promoter and rescuer go on until the last attempt has ended.
     upkeep_stop: CancellationToken,
     upkeep: JoinHandle<()>,
+    /// Copies once more when all else has ended.
+    copier: Option<JoinHandle<()>>,
+    copier_stop: CancellationToken,
     parts: JoinSet<()>,
     /// Closed when nobody uses it any more.
     programs: Option<Arc<dyn Programs>>,
@@ -172,7 +183,14 @@ impl Running {
             let (queue, stop) = (queue.clone(), upkeep_stop.clone());
             async move { queue.keep_up(stop).await }
         });
-        Self { queue, stop, upkeep_stop, upkeep, parts: JoinSet::new(), programs: None }
+        let copier_stop = CancellationToken::new();
+        let parts = JoinSet::new();
+        Self { queue, stop, upkeep_stop, upkeep, copier: None, copier_stop, parts, programs: None }
+    }
+
+    fn copy(&mut self, copier: Option<Copier>) {
+        let stop = self.copier_stop.clone();
+        self.copier = copier.map(|copier| tokio::spawn(copier.run(stop)));
     }
 
     fn listen(&mut self, listener: Listener, router: Router) {
@@ -241,6 +259,7 @@ impl Running {
             () = self.stop.cancelled() => false,
             _ = self.parts.join_next() => true,
             () = ended(&self.upkeep) => true,
+            () = ended_if_any(self.copier.as_ref()) => true,
         };
         info!("stopping; a second signal ends at once");
         self.stop.cancel();
@@ -249,6 +268,10 @@ impl Running {
         }
         self.upkeep_stop.cancel();
         panicked |= self.upkeep.await.is_err();
+        self.copier_stop.cancel();
+        if let Some(copier) = self.copier {
+            panicked |= copier.await.is_err();
+        }
         if let Some(programs) = self.programs {
             programs.close().await;
         }
@@ -265,6 +288,13 @@ impl Running {
 async fn ended(task: &JoinHandle<()>) {
     while !task.is_finished() {
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn ended_if_any(task: Option<&JoinHandle<()>>) {
+    match task {
+        Some(task) => ended(task).await,
+        None => std::future::pending().await,
     }
 }
 

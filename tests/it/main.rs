@@ -32,6 +32,7 @@ mod overload;
 mod postgres_ledger;
 mod postgres_plans;
 mod reconciling;
+mod recover;
 mod retention;
 mod rotations;
 mod schedules;

@@ -20,6 +20,7 @@ listen = "127.0.0.1:0"
 listen = "127.0.0.1:0"
 [queue]
 ledger = "sqlite:book.db"
+copy_to = "disk"
 [sources.github]
 secrets = ["a-secret-of-the-source"]
 [[routes]]
@@ -100,6 +101,7 @@ async fn what_happens_is_counted_and_no_id_is_a_label() {
         "nightporter_oldest_available_job_seconds{queue=\"default\"} 0.0",
         "nightporter_attempt_duration_seconds_count{kind=\"noop\"} 1",
         "nightporter_attempts_running{queue=\"default\"} 0",
+        "nightporter_ledger_copy_superseded 0",
         "nightporter_schedule_times_total{schedule=\"yearly\",outcome=\"missed\"} 0",
         "nightporter_store_up{store=\"disk\"} 1",
         "nightporter_newest_proven_backup_age_seconds{database=\"main\",store=\"disk\"} inf",

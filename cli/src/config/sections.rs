@@ -57,6 +57,10 @@ pub(crate) struct QueueSection {
     pub(crate) broker: Address,
     /// How long what is done is kept in the ledger.
     pub(crate) keep: KeepSection,
+    /// The store that the ledger is copied to, where it is a file.
+    pub(crate) copy_to: Option<String>,
+    /// How often it is.
+    pub(crate) copy_every: Span,
 }
 
 /// `[queue.keep]`: how long what is done is kept in the ledger.
@@ -111,6 +115,8 @@ impl Default for QueueSection {
             ledger: Address::known("sqlite:nightporter.db"),
             broker: Address::known("in-process"),
             keep: KeepSection::default(),
+            copy_to: None,
+            copy_every: Span(Duration::from_secs(30)),
         }
     }
 }

@@ -29,6 +29,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 use worker::World;
+use worker::ledger_copies::CopyMetrics;
 
 use self::backups::Backups;
 use crate::config::Config;
@@ -55,6 +56,7 @@ struct Inner {
     registry: Registry,
     queue: Queue,
     door: Option<Door>,
+    copies: Option<CopyMetrics>,
     talk: Option<Talk>,
     /// All queues that this configuration's jobs wait in.
     queues: BTreeSet<String>,
@@ -71,6 +73,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) door: Option<&'a Door>,
     pub(crate) scheduler: Option<&'a Scheduler>,
     pub(crate) talk: Option<&'a Talk>,
+    pub(crate) copies: Option<&'a CopyMetrics>,
     /// Where backups lie, and the stores' names.
     pub(crate) stores: Option<(Arc<World>, Vec<String>)>,
 }
@@ -111,6 +114,9 @@ impl Metrics {
         if let Some(door) = parts.door {
             door.register_metrics(&mut registry);
         }
+        if let Some(copies) = parts.copies {
+            copies.register(&mut registry);
+        }
         if let Some(scheduler) = parts.scheduler {
             scheduler.register_metrics(&mut registry);
         }
@@ -124,8 +130,9 @@ impl Metrics {
         let held = Held::default();
         held.register(&mut registry, &parts);
         let queues = catalog.kinds().map(|kind| kind.queue.to_owned()).collect();
-        let (door, talk) = (parts.door.cloned(), parts.talk.cloned());
-        Self(Arc::new(Inner { registry, queue, door, talk, queues, held, asked: Mutex::default(), backups }))
+        let (door, talk, copies) = (parts.door.cloned(), parts.talk.cloned(), parts.copies.cloned());
+        let asked = Mutex::default();
+        Self(Arc::new(Inner { registry, queue, door, copies, talk, queues, held, asked, backups }))
     }
 
     /// `/metrics`.
@@ -135,7 +142,8 @@ impl Metrics {
 
     /// Asks what is held, unless that was asked a moment ago.
     async fn ask(&self) {
-        let Inner { queue, door, talk, queues, held, asked, backups, .. } = &*self.0;
+        let Inner { queue, door, copies, talk, queues, held, asked, backups, .. } = &*self.0;
+        copies.iter().for_each(CopyMetrics::show);
         held.broker_up.set(i64::from(queue.broker().is_well()));
         if let Some(door) = door {
             held.spooled.set(i64::try_from(door.spooled()).unwrap_or(i64::MAX));

@@ -24,6 +24,7 @@ use crate::routes::Startable;
 use self::metrics::Metrics;
 
 pub use config::ScheduleConfig;
+pub use missed::since;
 
 /// Producers with an older configuration hear of this one so often, and what others have settled is read again: within
 /// the time in which a configuration counts as alive, and seldom enough to cost nothing.

@@ -14,11 +14,14 @@ mod asks;
 mod door;
 mod firing;
 mod postgres;
+mod recovery;
 mod rows;
 mod silence;
+mod snapshot;
 mod sqlite;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -38,6 +41,8 @@ use crate::config::{NoticeOfDiscard, NoticeOfSilence};
 pub use announcing::*;
 pub use asks::*;
 use postgres::Postgres;
+pub use recovery::{LastEvent, OpenJob, Recovered, Recovery};
+pub use snapshot::{Snapped, Snapshot};
 use sqlite::Sqlite;
 
 /// For those who bring work: the producer, the scheduler, programs.
@@ -139,6 +144,13 @@ pub trait Upkeep: Send + Sync {
     /// Forgets what is older than it is to be kept, the oldest first, at most `limit` of each; how many of what there were
     /// most. Jobs and runs that have not ended are never forgotten, and neither are keys: what was done is not done again.
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError>;
+
+    /// The whole ledger as it stands now, where it is a file, unless nothing was written since that version. Whoever
+    /// writes goes on.
+    async fn snapshot(&self, since: Option<i64>) -> Result<Snapped, LedgerError> {
+        let _ = since;
+        Ok(Snapped::NoFile)
+    }
 }
 
 /// For operators. Each verb takes who and why, and writes its audit row in the same transaction.
@@ -307,6 +319,12 @@ pub async fn look(url: &str) -> Result<Look, OpenError> {
         "postgres" | "postgresql" => postgres::look(url).await,
         other => Err(OpenError::UnknownLedger(other.to_owned())),
     }
+}
+
+/// Makes a ledger that goes on from a copy in a file which nobody uses: what ran is interrupted, and what the lost machine
+/// may have done after the copy asks first.
+pub async fn recover(file: &Path, recovery: &Recovery<'_>) -> Result<Recovered, OpenError> {
+    sqlite::recover(file, recovery).await
 }
 
 /// Opens a ledger, making or migrating its tables. The one place that knows which engines there are.
