@@ -50,8 +50,8 @@ impl ServedDoor {
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let router = door.router();
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let served = door.router();
+        tokio::spawn(async move { axum::serve(listener, served).await });
         // From now on somebody listens.
         door.look_for_silence(None).await.expect("the ledger is there");
         Self { door, address, queue: queue.clone(), _folder: folder }

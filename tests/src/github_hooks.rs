@@ -136,7 +136,8 @@ impl Hooks {
     }
 
     fn again(&mut self, delivery: &str) -> (Answer, HeaderMap, Option<Sending>) {
-        let found = self.attempts.iter().find(|attempt| attempt.shown["id"].to_string() == delivery);
+        let id: Option<u64> = delivery.parse().ok();
+        let found = self.attempts.iter().find(|attempt| attempt.shown["id"].as_u64() == id);
         let Some(attempt) = found.filter(|_| !self.forgets) else {
             return (Answer::Say(StatusCode::NOT_FOUND, json!({"message": "Not Found"})), HeaderMap::new(), None);
         };
