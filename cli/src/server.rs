@@ -81,7 +81,7 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
     let TelemetrySection { otlp, log, level } = config.telemetry.clone();
     let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json, level })?;
     warnings.lines().for_each(|line| warn!("{line}"));
-    let ended = run_roles(config, roles, ready_file).await;
+    let ended = Box::pin(run_roles(config, roles, ready_file)).await;
     telemetry.shutdown(LAST_TRACES).await;
     ended
 }

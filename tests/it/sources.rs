@@ -103,7 +103,8 @@ async fn deliveries_are_known_longer_than_their_events(t: TestLedger) {
     assert!(t.ledger.known("vercel", &asked).await.unwrap().is_empty(), "another source's are others");
     assert!(t.ledger.known("github", &[]).await.unwrap().is_empty());
     t.clock.advance(Duration::from_hours(24));
-    let all = Horizons { events: Some(later(t.now(), MINUTE)), bodies: Some(later(t.now(), MINUTE)), jobs: None };
+    let soon = Some(later(t.now(), MINUTE));
+    let all = Horizons { events: soon, bodies: soon, ..Horizons::default() };
     while t.ledger.forget(&all, 100).await.unwrap() > 0 {}
     assert_eq!(t.count("event").await, 0);
     assert_eq!(known().await, ["one", "two"]);
