@@ -156,7 +156,7 @@ async fn killed_at_any_point_it_books_each_thing_once() {
         site.world.stop_worker().await;
         let id = site.deployed().await;
         let names = ["created", "succeeded"].map(|kind| format!("bring in deployment.{kind} {id}"));
-        let results = [noted.then(|| json!(true)), None];
+        let results = [noted.then_some(Value::Bool(true)), None];
         let steps: Vec<(&str, Option<Value>)> = names.iter().map(String::as_str).zip(results).take(begun).collect();
         let job = site.world.die_after("reconcile", &args(json!({})), &steps).await;
         if booked {
