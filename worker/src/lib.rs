@@ -3,6 +3,7 @@
 //! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`] and [`channels`].
 
 mod assertion;
+mod aws;
 pub mod backups;
 pub mod channels;
 mod consumer;

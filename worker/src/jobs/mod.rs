@@ -2,8 +2,8 @@
 
 mod backup;
 mod exec;
-mod github;
-mod http;
+pub(crate) mod github;
+pub(crate) mod http;
 mod maintain;
 mod migrate;
 mod noop;
