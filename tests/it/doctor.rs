@@ -4,6 +4,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tests::binary::{Ended, House, Running};
 use tests::s3::{Bucket, CREDENTIALS, Door, Passage};
+use tests::vercel::Vercel;
 use url::Url;
 use uuid::Uuid;
 
@@ -41,14 +42,22 @@ async fn a_setup_that_is_right_is_found_right_and_left_as_it_was() {
     let (ledger, shop) = (tests::postgres::fresh_database().await, tests::postgres::fresh_database().await);
     let bucket = Bucket::on_server().await;
     let broker = tests::server("NIGHTPORTER_TEST_AMQP");
-    let house = House::new(&configuration(&ledger, &broker, &shop, &bucket.store_url())).with_environment(&[
+    let vercel = format!(
+        "[connections.vercel]\ntoken = \"${{env:VERCEL}}\"\nteam = \"acme\"\napi_url = \"{}\"\n",
+        Vercel::default().start().await
+    );
+    let config = configuration(&ledger, &broker, &shop, &bucket.store_url()) + &vercel;
+    let house = House::new(&config).with_environment(&[
         ("TOKEN", "a-token-of-the-operators"),
         ("GITHUB_SECRET", "a-secret"),
         ("CREDENTIALS", CREDENTIALS),
         ("SLACK", "https://hooks.slack.example/services/x"),
+        ("VERCEL", tests::vercel::TOKEN),
     ]);
     let report = house.run(&["doctor", "--json"]).exits(0).json();
-    for subject in ["ledger", "broker", "clock", "source github", "database shop", "store nightly", "channel team"] {
+    let subjects =
+        ["ledger", "broker", "clock", "source github", "database shop", "store nightly", "channel team", "vercel"];
+    for subject in subjects {
         let found = said(&report, subject);
         assert!(!found.is_empty() && found.iter().all(|(verdict, _)| verdict == "well"), "{subject}: {found:?}");
     }

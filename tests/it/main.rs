@@ -37,5 +37,6 @@ mod stalls;
 mod stores;
 mod telemetry;
 mod vault;
+mod vercel;
 mod work;
 mod workflows;

@@ -15,7 +15,7 @@ use worker::world::{Connections, GithubConnection};
 
 async fn world(github: &Github) -> BackupWorld {
     let (api_url, token) = (github.start().await, SecretText::parse(TOKEN).unwrap());
-    let connections = Connections { github: Some(GithubConnection { token, api_url }) };
+    let connections = Connections { github: Some(GithubConnection { token, api_url }), ..Connections::default() };
     BackupWorld::by_hand(WorldConfig { connections, ..WorldConfig::default() }).await
 }
 

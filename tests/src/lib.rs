@@ -26,6 +26,7 @@ pub mod s3;
 pub mod sender;
 pub mod services;
 pub mod transitions;
+pub mod vercel;
 
 /// Whether the long forms of tests were asked for; the short ones print how much they did.
 pub fn is_long() -> bool {

@@ -1,22 +1,20 @@
 //! A repository at GitHub's REST API: one request, its deadline, and what refusals and limits mean.
 
-use std::time::Duration;
-
 use reqwest::header::HeaderMap;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use schemas::Timestamp;
 use secrets::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tracing::Instrument;
+use tracing::Span;
 use url::Url;
 
 use crate::context::Context;
-use crate::handler::{Failure, OrFail};
+use crate::handler::Failure;
 use crate::outside;
+use crate::rest::{self, Refused, Service, change, number};
 
-/// Each request.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub use crate::rest::{Advice, Sent};
 
 /// A repository at GitHub.
 pub struct Repository<'r> {
@@ -30,24 +28,6 @@ pub struct Repository<'r> {
     pub name: &'r str,
     /// The ledger's time, for limits that GitHub gives as a time.
     pub now: Timestamp,
-}
-
-/// What a person can do when GitHub refuses.
-pub(crate) struct Advice {
-    /// Against 403: what the token may not do, and the right that it lacks.
-    pub(crate) forbidden: &'static str,
-    /// Against 404, 409 and 422.
-    pub(crate) check: &'static str,
-}
-
-/// What became of a request that changes something.
-pub(crate) enum Sent {
-    /// It was done; the answer's body, null where there is none.
-    Done(Value),
-    /// It was refused, and not done.
-    Refused(Failure),
-    /// No answer, or one that says nothing: nobody knows.
-    Unknown(Failure),
 }
 
 impl<'r> Repository<'r> {
@@ -69,28 +49,17 @@ impl<'r> Repository<'r> {
         what: &str,
         advice: &Advice,
     ) -> Result<T, Failure> {
-        let response = self.send("GET", self.request(Method::GET, path, query)).await.or_retry(what)?;
-        if response.status().is_success() {
-            return response.json().await.or_retry(what);
-        }
-        Err(self.refusal(response.status(), response.headers(), advice).context(what))
+        rest::get(self, path, query, what, advice).await
     }
 
     /// Has something done.
     pub(crate) async fn post(&self, path: &[&str], body: &Value, what: &str, advice: &Advice) -> Sent {
-        let response = match self.send("POST", self.request(Method::POST, path, "").json(body)).await {
-            Ok(response) => response,
-            Err(error) if error.is_connect() => return Sent::Refused(Failure::retry(error).context(what)),
-            Err(error) => return Sent::Unknown(Failure::retry(error).context(what)),
-        };
-        let status = response.status();
-        if status.is_success() {
-            let bytes = response.bytes().await.unwrap_or_default(); // It is done, whatever it says.
-            return Sent::Done(serde_json::from_slice(&bytes).unwrap_or_default());
-        }
-        let refusal = self.refusal(status, response.headers(), advice).context(what);
-        if status.is_server_error() { Sent::Unknown(refusal) } else { Sent::Refused(refusal) }
+        change(self, Method::POST, (path, ""), Some(body), what, advice).await
     }
+}
+
+impl Service for Repository<'_> {
+    const NAME: &'static str = "GitHub";
 
     fn request(&self, method: Method, path: &[&str], query: &str) -> RequestBuilder {
         let mut url = self.api_url.clone();
@@ -104,22 +73,19 @@ impl<'r> Repository<'r> {
             .header("accept", "application/vnd.github+json")
             .header("x-github-api-version", "2022-11-28")
             .header("user-agent", "nightporter")
-            .timeout(DEADLINE)
     }
 
-    async fn send(&self, method: &str, request: RequestBuilder) -> Result<Response, reqwest::Error> {
-        let span = outside::github(method, self.api_url.host_str());
-        request.send().instrument(span).await.map_err(reqwest::Error::without_url)
+    fn span(&self, method: &Method) -> Span {
+        outside::github(method.as_str(), self.api_url.host_str())
     }
 
-    fn refusal(&self, status: StatusCode, headers: &HeaderMap, advice: &Advice) -> Failure {
-        let limited = status == StatusCode::TOO_MANY_REQUESTS
+    fn is_limit(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        status == StatusCode::TOO_MANY_REQUESTS
             || status == StatusCode::FORBIDDEN
-                && (headers.contains_key("retry-after") || number(headers, "x-ratelimit-remaining") == Some(0));
-        if limited {
-            let error = anyhow::anyhow!("GitHub limits this token's requests for now ({status})");
-            return Failure::Retry { error, after: Some(self.wait(headers)) };
-        }
+                && (headers.contains_key("retry-after") || number(headers, "x-ratelimit-remaining") == Some(0))
+    }
+
+    fn next(&self, status: StatusCode, _: &Value, advice: &Advice) -> Option<Refused> {
         let next = match status.as_u16() {
             401 => "the token of `[connections.github]` is not valid; put in a new one and retry the job".to_owned(),
             403 => format!("the token of `[connections.github]` {}", advice.forbidden),
@@ -127,20 +93,12 @@ impl<'r> Repository<'r> {
                 "the repository was renamed or moved; write its new name into `repository`".to_owned()
             }
             404 | 409 | 422 => advice.check.to_owned(),
-            _ => return Failure::retry(anyhow::anyhow!("GitHub answered {status}")),
+            _ => return None,
         };
-        Failure::Discard(anyhow::anyhow!("GitHub answered {status} for {}: {next}", self.name))
+        Some(Refused { service: Self::NAME, status, of: format!(" for {}", self.name), next })
     }
 
-    /// What a limit asks for: `retry-after`, or the time when the quota is new; else the minute that GitHub asks for.
-    fn wait(&self, headers: &HeaderMap) -> Duration {
-        let after = number(headers, "retry-after");
-        let reset = number(headers, "x-ratelimit-reset").map(|at| at - self.now.timestamp());
-        let seconds = after.or(reset).unwrap_or(60).clamp(1, 3600);
-        Duration::from_secs(seconds.unsigned_abs())
+    fn now(&self) -> Timestamp {
+        self.now
     }
-}
-
-fn number(headers: &HeaderMap, name: &str) -> Option<i64> {
-    headers.get(name)?.to_str().ok()?.parse().ok()
 }

@@ -24,8 +24,10 @@ pub mod notice;
 mod outside;
 pub mod programs;
 pub mod registry;
+pub mod rest;
 pub mod rows;
 pub mod stores;
+pub mod vercel;
 mod worker;
 pub mod world;
 

@@ -43,6 +43,11 @@ pub(crate) fn github(method: &str, host: Option<&str>) -> Span {
     info_span!("github", otel.name = method, otel.kind = "client", http.request.method = method, server.address = host)
 }
 
+/// A request to Vercel's API.
+pub(crate) fn vercel(method: &str, host: Option<&str>) -> Span {
+    info_span!("vercel", otel.name = method, otel.kind = "client", http.request.method = method, server.address = host)
+}
+
 /// A request to an address of the user's.
 pub(crate) fn http(method: &'static str, host: Option<&str>) -> Span {
     info_span!("http", otel.name = method, otel.kind = "client", http.request.method = method, server.address = host)

@@ -33,6 +33,8 @@ pub struct WorldConfig {
 pub struct Connections {
     /// GitHub, for migrations folders at a commit.
     pub github: Option<GithubConnection>,
+    /// Vercel, for deployments and what belongs to them.
+    pub vercel: Option<VercelConnection>,
 }
 
 /// An account at GitHub.
@@ -41,6 +43,17 @@ pub struct GithubConnection {
     /// A token that may read the repositories' contents.
     pub token: secrets::SecretText,
     /// `https://api.github.com`, or GitHub Enterprise Server's `https://HOST/api/v3`.
+    pub api_url: url::Url,
+}
+
+/// An account or a team at Vercel.
+#[derive(Clone, Debug)]
+pub struct VercelConnection {
+    /// An access token.
+    pub token: secrets::SecretText,
+    /// The team that the projects belong to: its id (`team_...`) or its slug; none for a personal account.
+    pub team: Option<String>,
+    /// `https://api.vercel.com`.
     pub api_url: url::Url,
 }
 
@@ -105,6 +118,11 @@ impl World {
     /// The GitHub connection, if one is configured.
     pub fn github(&self) -> Option<&GithubConnection> {
         self.config.connections.github.as_ref()
+    }
+
+    /// The Vercel connection, if one is configured.
+    pub fn vercel(&self) -> Option<&VercelConnection> {
+        self.config.connections.vercel.as_ref()
     }
 
     /// How the credentials of that name are configured.

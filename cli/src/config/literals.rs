@@ -7,12 +7,13 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 16] = [
+const PLACES: [&[&str]; 17] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],
+    &["connections", "vercel", "token"],
     &["databases", "*", "url"],
     &["stores", "*", "credentials"],
     &["stores", "*", "identity"],

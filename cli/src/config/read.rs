@@ -16,11 +16,11 @@ use worker::credentials::CredentialsConfig;
 use worker::heartbeat::HeartbeatConfig;
 use worker::programs::ProgramConfig;
 use worker::stores::StoreConfig;
-use worker::world::{Connections, GithubConnection};
+use worker::world::{Connections, GithubConnection, VercelConnection};
 
 use super::document::Document;
 use super::finding::{Finding, from_serde};
-use super::sections::{GithubSection, QueueSection, VaultSection, WorkerSection};
+use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
@@ -78,7 +78,7 @@ impl Reader<'_> {
     /// None where something could not be read; something wrong may be found nevertheless.
     fn config(&mut self, text: &str) -> Option<Config> {
         self.unknown_names(&[], &TABLES);
-        self.unknown_names(&["connections"], &["github"]);
+        self.unknown_names(&["connections"], &["github", "vercel"]);
         let server = self.section("server");
         let operators = self.section("operators");
         let queue = self.section("queue");
@@ -93,7 +93,7 @@ impl Reader<'_> {
             channels: self.channels(),
             credentials: self.credentials(),
             programs: self.programs(),
-            connections: Connections { github: self.github() },
+            connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
         };
         let registry = worker::jobs::registry();
@@ -217,6 +217,12 @@ impl Reader<'_> {
     fn github(&mut self) -> Option<GithubConnection> {
         let section: GithubSection = self.part(&["connections", "github"])?;
         Some(GithubConnection { token: section.token, api_url: section.api_url })
+    }
+
+    fn vercel(&mut self) -> Option<VercelConnection> {
+        let section: VercelSection = self.part(&["connections", "vercel"])?;
+        let team = section.team.map(|team| team.0);
+        Some(VercelConnection { token: section.token, team, api_url: section.api_url })
     }
 
     fn runbooks(&mut self, catalog: &schemas::Catalog) -> BTreeMap<String, Runbook> {

@@ -216,6 +216,42 @@ fn github_api() -> Url {
     Url::parse(ADDRESS).unwrap_or_else(|error| unreachable!("{ADDRESS}: {error}"))
 }
 
+/// `[connections.vercel]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VercelSection {
+    /// An access token.
+    pub(crate) token: SecretText,
+    /// The team, by its id or its slug.
+    #[serde(default)]
+    pub(crate) team: Option<TeamName>,
+    /// The API's address, for tests.
+    #[serde(default = "vercel_api")]
+    pub(crate) api_url: Url,
+}
+
+fn vercel_api() -> Url {
+    const ADDRESS: &str = "https://api.vercel.com";
+    Url::parse(ADDRESS).unwrap_or_else(|error| unreachable!("{ADDRESS}: {error}"))
+}
+
+/// A team at Vercel: `team_...`, or its slug, the first part of its address in the dashboard.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct TeamName(pub(crate) String);
+
+impl TryFrom<String> for TeamName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if !text.is_empty() && text.bytes().all(fits) {
+            return Ok(Self(text));
+        }
+        Err(format!("`{text}` is no team: write its id (`team_...`) or its slug (`acme`), without an address"))
+    }
+}
+
 /// `[worker]`: how jobs are run.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -334,6 +370,7 @@ mod tests {
             ("[vault]", keys::<VaultSection>()),
             ("[sources.NAME]", keys::<producer::SourceConfig>()),
             ("[connections.github]", keys::<GithubSection>()),
+            ("[connections.vercel]", keys::<VercelSection>()),
             ("[databases.NAME]", keys::<worker::databases::DatabaseConfig>()),
             ("[databases.NAME.migrations]", keys::<worker::databases::MigrationsConfig>()),
             ("[stores.NAME]", keys::<worker::stores::StoreConfig>()),

@@ -26,7 +26,10 @@ async fn porter(target: &Target, migrations: MigrationsConfig, github: Option<ur
     let token = SecretText::parse(TOKEN).unwrap();
     let world = WorldConfig {
         databases: BTreeMap::from([("main".to_owned(), main)]),
-        connections: Connections { github: github.map(|api_url| GithubConnection { token, api_url }) },
+        connections: Connections {
+            github: github.map(|api_url| GithubConnection { token, api_url }),
+            ..Connections::default()
+        },
         ..WorldConfig::default()
     };
     Porter::start_in(world, jobs::registry().with::<Hold>(), WorkerConfig { lease: LEASE, ..WorkerConfig::default() })

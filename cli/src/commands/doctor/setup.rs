@@ -134,6 +134,10 @@ impl Round {
             let found = opened.map(|_| vec![Remark::well("its address is known; nothing was sent")]);
             self.add_found(&format!("channel {name}"), found);
         }
+        if world.vercel().is_some() {
+            let examined = in_time(Box::pin(worker::vercel::examine(world, Utc::now()))).await;
+            self.add_found("vercel", examined);
+        }
     }
 }
 

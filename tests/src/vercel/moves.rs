@@ -1,0 +1,92 @@
+//! Which deployment the production domains lead to: promotions, rollbacks, and the aliases of each.
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::{Answer, Call, Hub, PROJECT, Vercel};
+
+/// The domains of the project's production.
+pub const DOMAINS: [&str; 2] = ["app.example.com", "www.example.com"];
+
+pub(super) fn answer(hub: &mut Hub, call: &Call<'_>) -> Option<Answer> {
+    match (call.method, call.steps.as_slice()) {
+        ("POST", ["v10", "projects", project, "promote", deployment]) => {
+            Some(hub.move_to(project, deployment, "promote", StatusCode::ACCEPTED))
+        }
+        ("POST", ["v1" | "v9", "projects", project, "rollback", deployment]) => {
+            Some(hub.move_to(project, deployment, "rollback", StatusCode::CREATED))
+        }
+        ("GET", ["v1" | "v9", "projects", project, "promote", "aliases"]) => {
+            let aliases = hub.project(project)?["aliases"].clone();
+            Some(Answer::ok(json!({"aliases": aliases, "pagination": {"count": 0, "next": null, "prev": null}})))
+        }
+        ("GET", ["v4", "aliases", alias]) => {
+            let found =
+                hub.deployments.iter().find(|it| it["alias"].as_array().is_some_and(|all| all.contains(&json!(alias))));
+            found.map(|it| Answer::ok(json!({"alias": alias, "deploymentId": it["id"], "projectId": it["projectId"]})))
+        }
+        _ => None,
+    }
+}
+
+impl Vercel {
+    /// Whatever was asked for last is finished so: `succeeded`, `failed` or `skipped`.
+    pub fn finish_move(&self, status: &str) {
+        self.hub(|hub| {
+            let project = hub.projects.get_mut(PROJECT).expect("it is there");
+            project["lastAliasRequest"]["jobStatus"] = json!(status);
+            let to = project["lastAliasRequest"]["toDeploymentId"].as_str().map(str::to_owned);
+            if let (Some(to), "succeeded") = (to, status) {
+                hub.serve(&to);
+            }
+        });
+    }
+
+    /// The production domains lead to this deployment.
+    pub fn promote(&self, deployment: &str) {
+        self.hub(|hub| hub.serve(deployment));
+    }
+}
+
+impl Hub {
+    /// Moves all domains to a deployment.
+    pub fn serve(&mut self, deployment: &str) {
+        let now = self.tick();
+        for it in &mut self.deployments {
+            let ours = it["id"] == deployment;
+            it["alias"] = if ours { json!(DOMAINS) } else { json!([]) };
+            if ours {
+                it["readySubstate"] = json!("PROMOTED");
+                it["aliasAssigned"] = json!(now);
+            }
+        }
+        let serving = self.deployment(deployment).cloned().unwrap_or_default();
+        if let Some(project) = self.projects.get_mut(PROJECT) {
+            project["targets"]["production"] = json!({
+                "id": serving["id"], "url": serving["url"], "meta": serving["meta"], "createdAt": serving["createdAt"],
+            });
+        }
+    }
+
+    fn move_to(&mut self, project: &str, deployment: &str, kind: &str, status: StatusCode) -> Answer {
+        let now = self.tick();
+        let Some(found) = self.deployment(deployment) else { return Answer::refused(404, "not_found") };
+        if found["readyState"] != "READY" || found["target"] != "production" {
+            return Answer::refused(422, "unprocessable");
+        }
+        let Some(project) = self.project(project) else { return Answer::refused(404, "not_found") };
+        if matches!(project["lastAliasRequest"]["jobStatus"].as_str(), Some("pending" | "in-progress")) {
+            return Answer::refused(409, "conflict");
+        }
+        project["lastAliasRequest"] = json!({
+            "type": kind, "jobStatus": "in-progress", "fromDeploymentId": project["targets"]["production"]["id"],
+            "toDeploymentId": deployment, "requestedAt": now,
+        });
+        project["aliases"] = json!(DOMAINS.map(|alias| json!({"alias": alias, "id": alias, "status": "pending"})));
+        if kind == "rollback" {
+            // Until somebody promotes, new deployments do not get the domains by themselves.
+            project["autoAssignCustomDomains"] = json!(false);
+        }
+        Answer(status, Value::Null)
+    }
+}
