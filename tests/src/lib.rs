@@ -8,6 +8,7 @@ pub mod binary;
 pub mod cutting;
 pub mod faulty;
 pub mod fuzz;
+pub mod github_secrets;
 pub mod github_workflows;
 pub mod ledgers;
 pub mod load;

@@ -18,6 +18,7 @@ use worker::databases::Tool;
 use worker::migrations::folder::{self, Folder};
 use worker::migrations::{Engine, History, Patience, open_postgres_with, open_sqlite_with};
 
+use crate::github_secrets::Secrets;
 use crate::github_workflows::{Answer, Workflows};
 
 /// Short waits, for tests.
@@ -195,6 +196,7 @@ struct Hub {
     main: Vec<String>,
     truncated: bool,
     workflows: Workflows,
+    secrets: Secrets,
     /// Answers to give before the right ones.
     first: Vec<(StatusCode, HeaderMap)>,
     requests: usize,
@@ -254,6 +256,11 @@ impl Github {
         change(&mut self.lock().workflows)
     }
 
+    /// Looks at its secrets and hooks, or changes them.
+    pub fn secrets<T>(&self, change: impl FnOnce(&mut Secrets) -> T) -> T {
+        change(&mut self.lock().secrets)
+    }
+
     /// Says of each tree that it is not whole.
     pub fn truncate(&self) {
         self.lock().truncated = true;
@@ -286,20 +293,29 @@ async fn answer(
         return (StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "Bad credentials"}))).into_response();
     }
     let path = uri.path().strip_prefix("/api/v3/repos/acme/app/").unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if let Some((answer, outgoing)) = hub.secrets.answer(&method, path, &body) {
+        drop(hub);
+        if let Some(delivery) = outgoing {
+            tokio::spawn(async move { delivery.send(&worker::world::http_client()).await });
+        }
+        return said(answer);
+    }
     if let Some(path) = path.strip_prefix("actions/") {
-        let body = serde_json::from_slice(&body).unwrap_or_default();
-        return match hub.workflows.answer(&method, path, &query, &body) {
-            Some(Answer::Say(StatusCode::NO_CONTENT, _)) => StatusCode::NO_CONTENT.into_response(),
-            Some(Answer::Say(status, body)) => (status, axum::Json(body)).into_response(),
-            Some(Answer::Break) => {
-                drop(hub);
-                // Ends the connection's task, and with it the connection; `resume_unwind` prints nothing.
-                std::panic::resume_unwind(Box::new("lost"))
-            }
-            None => not_found(),
-        };
+        let answer = hub.workflows.answer(&method, path, &query, &body);
+        drop(hub);
+        return answer.map_or_else(not_found, said);
     }
     hub.find(path, &query).map_or_else(not_found, |body| axum::Json(body).into_response())
+}
+
+fn said(answer: Answer) -> Response {
+    match answer {
+        Answer::Say(StatusCode::NO_CONTENT, _) => StatusCode::NO_CONTENT.into_response(),
+        Answer::Say(status, body) => (status, axum::Json(body)).into_response(),
+        // Ends the connection's task, and with it the connection; `resume_unwind` prints nothing.
+        Answer::Break => std::panic::resume_unwind(Box::new("lost")),
+    }
 }
 
 fn not_found() -> Response {
