@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use schemas::runbook::Start;
-use schemas::{Catalog, Condition, Event, NewJob, NewRun, Problem, Runbook, Template, Timestamp, TraceContext};
+use schemas::{Catalog, Condition, Event, JobId, NewJob, NewRun, Problem, Runbook, Template, Timestamp, TraceContext};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -65,6 +65,8 @@ struct Route {
     with: Template,
     /// Whether its condition or template reads the sender's own body.
     reads_raw: bool,
+    /// Whether its condition asks which job of ours made the deployment, and so decides itself.
+    reads_cause: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +112,8 @@ pub struct Making<'a> {
 enum Verdict {
     OtherType,
     Unmet(String),
+    /// The deployment belongs to the work of this job.
+    Joins(JobId),
     Erred(String),
     Makes(Work),
 }
@@ -138,7 +142,7 @@ impl Routes {
                     let on = &self.routes[index].on;
                     matched.errors.push(made_plain(&format!("route {} (on {on}): {error}", index + 1)));
                 }
-                Verdict::OtherType | Verdict::Unmet(_) => {}
+                Verdict::OtherType | Verdict::Unmet(_) | Verdict::Joins(_) => {}
             }
         }
         matched
@@ -157,6 +161,13 @@ impl Routes {
             let (matched, why) = match verdict {
                 Verdict::OtherType => (false, format!("the event is a `{}`", event.kind)),
                 Verdict::Unmet(condition) => (false, format!("its condition is false: {condition}")),
+                Verdict::Joins(job) => (
+                    false,
+                    format!(
+                        "the deployment was made by the job {job} and belongs to its run, so that it starts no other \
+                         (a `when` that reads `event.caused_by` decides itself)"
+                    ),
+                ),
                 Verdict::Erred(error) => (false, format!("it cannot be evaluated: {error}")),
                 Verdict::Makes(_) => (true, format!("it starts {}", route.target)),
             };
@@ -195,6 +206,9 @@ impl Route {
             && !condition.holds(variables, None).map_err(|error| error.to_string())?
         {
             return Ok(Verdict::Unmet(condition.text().to_owned()));
+        }
+        if let (Some(job), Target::Runbook(_), false) = (event.data.caused_by, &self.target, self.reads_cause) {
+            return Ok(Verdict::Joins(job));
         }
         let with = self.with.render(variables).map_err(|error| error.to_string())?;
         if holds_nul(&with) {

@@ -4,7 +4,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{EventId, Timestamp};
+use crate::{EventId, JobId, Timestamp};
+
+/// The key by which a deployment's `meta` names the job that made it: who redeploys (a rotation, a rollback) writes the
+/// job's id there, so that the deployment is known to belong to that work and starts none of its own.
+pub const DEPLOYMENT_MARK: &str = "nightporterJob";
 
 /// A verified, normalized fact. Unique by (source, delivery id).
 ///
@@ -50,6 +54,9 @@ pub struct Facts {
     pub url: Option<String>,
     /// The state that the subject is now in, in the sender's word (`success`, `merged`, `closed`).
     pub state: Option<String>,
+    /// The job of ours that made the deployment, as the deployment's own mark says ([`DEPLOYMENT_MARK`]): a claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caused_by: Option<JobId>,
 }
 
 /// The deployed project.
@@ -102,6 +109,7 @@ impl Event {
         view["type"] = json!(self.kind);
         view["subject"] = json!(self.subject);
         view["time"] = json!(self.time);
+        view["caused_by"] = json!(self.data.caused_by);
         view
     }
 

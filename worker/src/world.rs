@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Catalog, LimitConfig, Names};
+use schemas::{Catalog, LimitConfig, Names, Runbook};
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -26,6 +26,7 @@ pub struct WorldConfig {
     pub programs: BTreeMap<String, ProgramConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
+    pub runbooks: Arc<BTreeMap<String, Runbook>>,
 }
 
 /// Accounts at services that jobs call.
@@ -135,6 +136,11 @@ impl World {
         self.config.programs.get(name).ok_or_else(|| unknown("program", name))
     }
 
+    /// The runbook of that name.
+    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
+        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
+    }
+
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
     pub async fn secret(&self, text: &SecretText, doing: &str) -> Result<SecretString, Failure> {
         match self.secrets.resolve(text).await {
@@ -163,6 +169,11 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
+            runbooks: self
+                .runbooks
+                .iter()
+                .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
+                .collect(),
         }
     }
 }

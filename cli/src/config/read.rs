@@ -1,6 +1,6 @@
 //! From the file's text to a [`Config`], noting all that is wrong on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ impl Reader<'_> {
         let worker = self.section("worker");
         let telemetry = self.section("telemetry");
         let heartbeat = self.heartbeat();
-        let world = WorldConfig {
+        let mut world = WorldConfig {
             databases: self.named("databases"),
             stores: self.stores(),
             channels: self.channels(),
@@ -95,12 +95,14 @@ impl Reader<'_> {
             programs: self.programs(),
             connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
+            runbooks: Arc::default(),
         };
         let registry = worker::jobs::registry();
         let catalog = Arc::new(registry.catalog(self.names()).with_limits(world.limits.clone()));
         catalog.check_limits().into_iter().for_each(|problem| self.problem(problem));
         let runbooks = self.runbooks(&catalog);
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
+        world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
@@ -160,7 +162,13 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            runbooks: self.inputs_of_runbooks(),
         }
+    }
+
+    fn inputs_of_runbooks(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let inputs = |name: &String| self.document.names(&["runbooks", name, "inputs"]).into_iter().collect();
+        self.document.names(&["runbooks"]).into_iter().map(|name| (name.clone(), inputs(&name))).collect()
     }
 
     fn channels(&mut self) -> BTreeMap<String, ChannelConfig> {

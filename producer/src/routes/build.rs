@@ -53,7 +53,8 @@ fn build_route(config: &RouteConfig, startable: &Startable, sources: &Sources) -
         (Ok(when), Ok(target), Ok(with)) if problems.is_empty() => {
             let raw = ["event", "raw"];
             let reads_raw = when.as_ref().is_some_and(|when| when.reads(&raw)) || with.reads(&raw);
-            Ok(Route { on, when, target, with, reads_raw })
+            let reads_cause = when.as_ref().is_some_and(|when| when.reads(&["event", "caused_by"]));
+            Ok(Route { on, when, target, with, reads_raw, reads_cause })
         }
         _ => Err(problems),
     }

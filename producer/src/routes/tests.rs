@@ -220,3 +220,18 @@ fn each_route_explains_itself() {
     );
     assert!(explain(&deployment("production", None))[0].2.contains("event.git.sha is null"));
 }
+
+#[test]
+fn a_deployment_that_a_job_of_ours_made_starts_no_run_unless_the_route_asks_who_made_it() {
+    let job = json!({"on": "vercel.*", "run": {"job": "plan", "with": {"ref": "fixed"}}});
+    let mut asks = deploy_route();
+    asks["when"] = json!("event.caused_by != null");
+    let routes = build(json!([deploy_route(), job, asks])).unwrap();
+    let mut event = deployment("production", Some(SHA));
+    assert_eq!(matching(&routes, &event, Ok(json!({}))).runs.len(), 1);
+    event.data.caused_by = Some(JobId(Uuid::from_u128(7)));
+    let matched = matching(&routes, &event, Ok(json!({})));
+    assert_eq!((matched.runs.len(), matched.jobs.len()), (1, 1), "the route that asks, and the job");
+    let explained = routes.explain(&event, || Ok(json!({})), &startable());
+    assert!(!explained[0].matched && explained[0].why.contains("belongs to its run"), "{explained:?}");
+}

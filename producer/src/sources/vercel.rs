@@ -31,6 +31,7 @@ const SAMPLES: &[(&str, &str)] = &[
     ("vercel.deployment.error", include_str!("../samples/vercel/deployment.error.json")),
     ("vercel.deployment.promoted", include_str!("../samples/vercel/deployment.promoted.json")),
     ("vercel.deployment.canceled", include_str!("../samples/vercel/deployment.canceled.json")),
+    ("vercel.deployment.checkrun.start", include_str!("../samples/vercel/deployment.checkrun.start.json")),
 ];
 
 #[derive(Debug)]
@@ -54,6 +55,7 @@ struct Payload {
     target: Option<Text>,
     custom_environment_id: Text,
     deployment: Part<Deployment>,
+    check_run: Part<CheckRun>,
     project: Part<NamedProject>,
     project_id: Text,
     name: Text,
@@ -75,6 +77,13 @@ struct Deployment {
     target: Text,
     custom_environment_id: Text,
     meta: Part<Meta>,
+}
+
+/// A run of a deployment check.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct CheckRun {
+    deployment_id: Text,
 }
 
 #[derive(Default, Deserialize)]
@@ -114,6 +123,9 @@ struct Meta {
     bitbucket_repo_owner: Text,
     bitbucket_repo_slug: Text,
     bitbucket_repo_uuid: Text,
+    /// The job of ours that made it.
+    #[serde(rename = "nightporterJob")]
+    mark: Text,
 }
 
 fn first(texts: &[&Text]) -> Option<String> {
@@ -185,6 +197,7 @@ impl Payload {
             actor: Actor { id: self.user.text(|user| &user.id), login: None },
             url: self.url(),
             state: kind.strip_prefix("deployment.").map(str::to_owned),
+            caused_by: meta.and_then(|meta| meta.mark.get()?.parse().ok()),
         }
     }
 }
@@ -221,7 +234,11 @@ impl SourceType for Vercel {
         let facts = payload.facts(&kind);
         Ok(Normalized {
             delivery_id: body.id.0.map(|id| bounded_name("id", id)).transpose()?,
-            subject: payload.deployment.text(|it| &it.id).or_else(|| facts.project.id.clone()),
+            subject: payload
+                .deployment
+                .text(|it| &it.id)
+                .or_else(|| payload.check_run.text(|it| &it.deployment_id))
+                .or_else(|| facts.project.id.clone()),
             kind: bounded_name("type", format!("vercel.{kind}"))?,
             time: body.created_at.0,
             facts,
@@ -255,6 +272,7 @@ impl SourceType for Vercel {
 
 #[cfg(test)]
 mod tests {
+    use schemas::event::DEPLOYMENT_MARK;
     use serde_json::Value;
 
     use super::*;
@@ -297,6 +315,28 @@ mod tests {
             Some("staging")
         );
         assert_eq!(target("project.created", &json!({"target": null})), None);
+    }
+
+    #[test]
+    fn a_deployment_that_a_job_of_ours_made_names_it() {
+        let job = Uuid::from_u128(7);
+        let caused_by = |meta: Value| {
+            normalized(&json!({"type": "deployment.succeeded", "payload": {"deployment": {"meta": meta}}}))
+                .facts
+                .caused_by
+        };
+        assert_eq!(caused_by(json!({DEPLOYMENT_MARK: job.to_string()})), Some(schemas::JobId(job)));
+        assert_eq!(caused_by(json!({DEPLOYMENT_MARK: "somebody"})), None);
+        assert_eq!(caused_by(json!({})), None);
+    }
+
+    #[test]
+    fn a_check_run_is_about_its_deployment() {
+        let subject =
+            |payload: Value| normalized(&json!({"type": "deployment.checkrun.start", "payload": payload})).subject;
+        assert_eq!(subject(json!({"checkRun": {"id": "chr_1", "deploymentId": "dpl_1"}})).as_deref(), Some("dpl_1"));
+        let both = json!({"checkRun": {"deploymentId": "dpl_1"}, "deployment": {"id": "dpl_2"}});
+        assert_eq!(subject(both).as_deref(), Some("dpl_2"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 pub use checks::CHECK;
 pub use deployments::OWN_COMMIT;
+pub use moves::DOMAINS;
 
 /// The token that it wants.
 pub const TOKEN: &str = "vercel_canary_of_the_tests";
@@ -203,7 +204,7 @@ async fn answer(State(vercel): State<Vercel>, method: Method, uri: Uri, headers:
             let extra = extra
                 .into_iter()
                 .map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a header's value")));
-            (status, HeaderMap::from_iter(extra), axum::Json(body)).into_response()
+            (status, extra.collect::<HeaderMap>(), axum::Json(body)).into_response()
         }
         // Ends the connection's task, and with it the connection; `resume_unwind` prints nothing.
         Some(Fault::Broken) => std::panic::resume_unwind(Box::new("broken")),
