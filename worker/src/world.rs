@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::{Catalog, LimitConfig, Names, Runbook};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -13,6 +14,7 @@ use crate::credentials::CredentialsConfig;
 use crate::databases::{Database, DatabaseConfig};
 use crate::handler::{Failure, OrFail};
 use crate::programs::ProgramConfig;
+use crate::rotations::RotationConfig;
 use crate::stores::{Store, StoreConfig};
 
 /// What is configured.
@@ -24,6 +26,7 @@ pub struct WorldConfig {
     pub channels: BTreeMap<String, ChannelConfig>,
     pub credentials: BTreeMap<String, CredentialsConfig>,
     pub programs: BTreeMap<String, ProgramConfig>,
+    pub rotations: BTreeMap<String, RotationConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
     pub runbooks: Arc<BTreeMap<String, Runbook>>,
@@ -141,6 +144,18 @@ impl World {
         self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
     }
 
+    /// How the rotation of that name is configured.
+    pub fn rotation(&self, name: &str) -> Result<&RotationConfig, Failure> {
+        self.config.rotations.get(name).ok_or_else(|| unknown("rotation", name))
+    }
+
+    /// The vault.
+    pub fn vault(&self) -> Result<&Arc<dyn Vault>, Failure> {
+        let none =
+            || anyhow::anyhow!("there is no vault in this worker's configuration: add [vault] and retry the job");
+        self.secrets.vault().ok_or_else(|| Failure::Discard(none()))
+    }
+
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
     pub async fn secret(&self, text: &SecretText, doing: &str) -> Result<SecretString, Failure> {
         match self.secrets.resolve(text).await {
@@ -174,6 +189,7 @@ impl WorldConfig {
                 .iter()
                 .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
                 .collect(),
+            rotations: self.rotations.keys().cloned().collect(),
         }
     }
 }

@@ -21,6 +21,7 @@ static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         credentials: set("app"),
         programs: set("reindex"),
         runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
+        rotations: set("app"),
     })
 });
 
