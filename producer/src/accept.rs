@@ -52,12 +52,12 @@ struct Known {
     /// Their versions in the vault, in the same order.
     versions: Vec<Option<String>>,
     /// Whether none is missing.
-    all_known: bool,
+    complete: bool,
 }
 
 impl Known {
     fn add(&mut self, source: &Source, reference: &SecretText, active: Active) {
-        self.all_known &= !active.may_lack;
+        self.complete &= !active.may_lack;
         for version in active.versions {
             // It keeps its place, and is used for nothing: anybody can sign with it.
             if version.value.expose_secret().is_empty() {
@@ -70,7 +70,7 @@ impl Known {
 
     fn lack(&mut self, source: &Source, reference: &SecretText, reason: &str) {
         error!(source = source.name(), ?reference, reason, "a secret of a source is missing");
-        self.all_known = false;
+        self.complete = false;
     }
 }
 
@@ -124,7 +124,7 @@ impl Door {
 
     /// Which version of the source's secret signed it, where that is known.
     async fn verify(&self, source: &Source, headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Refusal> {
-        let Known { secrets, versions, all_known } = self.secrets_of(source).await;
+        let Known { secrets, versions, complete } = self.secrets_of(source).await;
         let rejection = match source.kind.verify(headers, body, &secrets, (self.0.wall_clock)()) {
             Ok(verified) => {
                 debug!(key = verified.key, "the signature is right");
@@ -134,7 +134,7 @@ impl Door {
         };
         let source = source.name();
         self.0.metrics.rejected(source, rejection);
-        if rejection == Rejection::NoUsableSecret || (rejection == Rejection::Mismatch && !all_known) {
+        if rejection == Rejection::NoUsableSecret || (rejection == Rejection::Mismatch && !complete) {
             error!(
                 source,
                 kind = rejection.as_str(),
@@ -151,7 +151,7 @@ impl Door {
 
     /// The source's secrets, each in all its versions that are in use.
     async fn secrets_of(&self, source: &Source) -> Known {
-        let mut known = Known { all_known: true, ..Known::default() };
+        let mut known = Known { complete: true, ..Known::default() };
         for reference in &source.secrets {
             match timeout(SECRETS_WITHIN, self.0.config.resolver.active(reference)).await {
                 Ok(Ok(active)) => known.add(source, reference, active),

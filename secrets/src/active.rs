@@ -40,9 +40,12 @@ pub struct ActiveVersion {
     pub token: Option<Token>,
 }
 
-/// What the vault said last, by the secret's name.
+/// Versions with their values.
+type Versions = Vec<(Token, SecretString)>;
+
+/// What the vault said last, by the secret's name, and when it was asked.
 #[derive(Default)]
-pub(crate) struct Said(Mutex<HashMap<String, (Instant, Vec<(Token, SecretString)>)>>);
+pub(crate) struct Said(Mutex<HashMap<String, (Instant, Versions)>>);
 
 impl Resolver {
     /// The versions of a text's secret that are in use: several where the text is one reference to the vault.
@@ -73,7 +76,7 @@ impl Resolver {
         &self,
         name: &str,
         reference: &Reference,
-    ) -> Result<(Vec<(Token, SecretString)>, bool), ResolveError> {
+    ) -> Result<(Versions, bool), ResolveError> {
         let before = self.said().get(name);
         if let Some((since, versions)) = &before
             && since.elapsed() < FRESH
@@ -112,7 +115,7 @@ async fn ask(
     vault: &dyn Vault,
     name: &str,
     known: &[(Token, SecretString)],
-) -> Result<Vec<(Token, SecretString)>, VaultError> {
+) -> Result<Versions, VaultError> {
     let described = vault.describe(name).await?;
     let mut versions = Vec::new();
     for token in in_order(&described) {
@@ -139,11 +142,11 @@ fn in_order(described: &Described) -> Vec<Token> {
 }
 
 impl Said {
-    fn get(&self, name: &str) -> Option<(Instant, Vec<(Token, SecretString)>)> {
+    fn get(&self, name: &str) -> Option<(Instant, Versions)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    fn keep(&self, name: &str, asked: Instant, versions: Vec<(Token, SecretString)>) {
+    fn keep(&self, name: &str, asked: Instant, versions: Versions) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), (asked, versions));
     }
 

@@ -7,6 +7,7 @@
 
 pub mod consumers;
 pub mod rotators;
+pub mod template;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,6 +37,12 @@ pub struct RotationConfig {
     /// A key that only our own programs know.
     #[serde(default)]
     pub random_key: Option<rotators::RandomKeyConfig>,
+    /// The secret that signs the deliveries of one of our own sources.
+    #[serde(default)]
+    pub webhook: Option<rotators::WebhookConfig>,
+    /// The access key of a user of AWS.
+    #[serde(default)]
+    pub aws_access_key: Option<rotators::AwsKeyConfig>,
     /// Who holds a copy of it, by name.
     #[serde(default)]
     pub consumers: BTreeMap<String, ConsumerConfig>,
@@ -69,7 +76,7 @@ impl RotationConfig {
             problems.push(Problem::new("an old value may stay valid for at most 30 days").within("overlap"));
         }
         for (name, consumer) in &self.consumers {
-            let of_consumer = consumer.problems().into_iter();
+            let of_consumer = consumer.problems(names).into_iter();
             problems.extend(of_consumer.map(|problem| problem.within(name).within("consumers")));
         }
         problems
