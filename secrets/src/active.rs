@@ -154,3 +154,142 @@ impl Said {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    type Answer<T> = Result<T, VaultError>;
+
+    /// A vault whose labels are set by hand.
+    #[derive(Default)]
+    struct ByHand {
+        holders: Mutex<BTreeMap<Label, Token>>,
+        asked: AtomicU32,
+        away: AtomicBool,
+        forbidden: AtomicBool,
+    }
+
+    fn token(letter: char) -> Token {
+        letter.to_string().repeat(32).parse().unwrap()
+    }
+
+    impl ByHand {
+        fn put(&self, label: Label, letter: char) {
+            self.holders.lock().unwrap().insert(label, token(letter));
+        }
+    }
+
+    #[async_trait]
+    impl Vault for ByHand {
+        async fn current(&self, _: &str) -> Answer<SecretString> {
+            Ok(r#"{"webhook": "the current one"}"#.into())
+        }
+        async fn value(&self, _: &str, version: &Token) -> Answer<SecretString> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Ok(format!(r#"{{"webhook": "{}"}}"#, &version.as_str()[..1]).into())
+        }
+        async fn describe(&self, name: &str) -> Answer<Described> {
+            if self.away.load(Ordering::SeqCst) {
+                return Err(VaultError::Unavailable("away".into()));
+            }
+            if self.forbidden.load(Ordering::SeqCst) {
+                return Err(VaultError::Refused("AccessDeniedException".into()));
+            }
+            let mut versions: BTreeMap<Token, std::collections::BTreeSet<Label>> = BTreeMap::new();
+            for (label, token) in self.holders.lock().unwrap().iter() {
+                versions.entry(token.clone()).or_default().insert(*label);
+            }
+            Ok(Described { name: name.to_owned(), versions, managed: false })
+        }
+        async fn list(&self) -> Answer<Vec<Described>> {
+            unreachable!()
+        }
+        async fn create(&self, _: &str, _: &Token, _: &SecretString) -> Answer<()> {
+            unreachable!()
+        }
+        async fn put_pending(&self, _: &str, _: &Token, _: &SecretString) -> Answer<()> {
+            unreachable!()
+        }
+        async fn promote(&self, _: &str, _: &Token, _: &Token) -> Answer<()> {
+            unreachable!()
+        }
+        async fn drop_pending(&self, _: &str, _: &Token) -> Answer<()> {
+            unreachable!()
+        }
+        async fn drop_previous(&self, _: &str, _: &Token) -> Answer<()> {
+            unreachable!()
+        }
+    }
+
+    async fn active(resolver: &Resolver) -> Active {
+        resolver.active(&SecretText::parse("${vault:np/github#webhook}").unwrap()).await.unwrap()
+    }
+
+    fn values(active: &Active) -> Vec<String> {
+        active.versions.iter().map(|version| version.value.expose_secret().to_owned()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_version_is_known_soon_and_at_the_latest_when_it_may_be_used() {
+        let vault = Arc::new(ByHand::default());
+        let resolver = Resolver::new(Some(vault.clone()));
+        vault.put(Label::Current, 'a');
+        assert_eq!(values(&active(&resolver).await), ["a"]);
+        vault.put(Label::Pending, 'b');
+        assert_eq!(values(&active(&resolver).await), ["a"], "it is not asked at each delivery");
+        assert!(SEEN_WITHIN > FRESH);
+        tokio::time::advance(FRESH).await;
+        let both = active(&resolver).await;
+        assert_eq!((values(&both), both.may_lack), (vec!["b".to_owned(), "a".to_owned()], false));
+        assert_eq!(both.versions[0].token, Some(token('b')));
+        vault.put(Label::Current, 'b');
+        vault.put(Label::Previous, 'a');
+        tokio::time::advance(FRESH).await;
+        assert_eq!(values(&active(&resolver).await), ["b", "a"], "two labels at one version are one version");
+        vault.holders.lock().unwrap().remove(&Label::Previous);
+        tokio::time::advance(FRESH).await;
+        assert_eq!(values(&active(&resolver).await), ["b"]);
+        assert_eq!(vault.asked.load(Ordering::SeqCst), 2, "a version that is known is not asked for again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_vault_is_away_what_it_said_last_counts_for_a_while_and_is_said_to_be_old() {
+        let vault = Arc::new(ByHand::default());
+        let resolver = Resolver::new(Some(vault.clone()));
+        vault.put(Label::Current, 'a');
+        active(&resolver).await;
+        vault.away.store(true, Ordering::SeqCst);
+        tokio::time::advance(FRESH).await;
+        let old = active(&resolver).await;
+        assert_eq!((values(&old), old.may_lack), (vec!["a".to_owned()], true));
+        tokio::time::advance(STALE).await;
+        let text = SecretText::parse("${vault:np/github#webhook}").unwrap();
+        assert!(resolver.active(&text).await.is_err_and(|error| error.is_transient()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_may_not_ask_for_versions_has_the_current_one() {
+        let vault = Arc::new(ByHand::default());
+        vault.forbidden.store(true, Ordering::SeqCst);
+        let resolver = Resolver::new(Some(vault));
+        for _ in 0..2 {
+            let only = active(&resolver).await;
+            assert_eq!((values(&only), only.versions[0].token.clone()), (vec!["the current one".to_owned()], None));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_lie_alone_in_the_vault_has_one_version() {
+        let resolver = Resolver::default();
+        let only = resolver.active(&SecretText::parse("literal").unwrap()).await.unwrap();
+        assert_eq!(values(&only), ["literal"]);
+    }
+}

@@ -1,6 +1,10 @@
 //! `rotate`: secrets are exchanged, and nobody is locked out on the way.
 
+mod aws_key;
 mod engine;
+mod github_secret;
+mod vercel;
+mod webhook;
 
 use serde_json::{Value, json};
 use tests::rotation_world::RotationWorld;

@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod github_secrets;
 pub mod github_workflows;
 pub mod ledgers;
+pub mod line;
 pub mod load;
 pub mod log;
 pub mod mail;

@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 17] = [
+const PLACES: [&[&str]; 19] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -26,6 +26,7 @@ const PLACES: [&[&str]; 17] = [
     &["channels", "*", "webhook", "secret"],
     &["heartbeat", "url"],
     &["credentials", "*", "headers", "*"],
+    &["rotations", "*", "aws_access_key", "credentials"],
 ];
 
 /// A warning for each literal secret.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use producer::{RouteConfig, Routes, RunConfig, ScheduleConfig, SourceConfig, Sources, Startable};
+use secrets::SecretText;
 use schemas::runbook::RunbookConfig;
 use schemas::{Names, Problem, Runbook, Schedule};
 use serde::de::DeserializeOwned;
@@ -107,6 +108,7 @@ impl Reader<'_> {
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
         world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
+        self.check_webhooks(&world.rotations, &sources);
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
         self.check_queue(queue.as_ref());
@@ -419,6 +421,27 @@ impl Reader<'_> {
                 continue;
             };
             self.problem(problem.within(name).within("queues").within("worker"));
+        }
+    }
+
+    /// What a rotation of a source's secret changes must be what the source accepts.
+    fn check_webhooks(&mut self, rotations: &BTreeMap<String, RotationConfig>, sources: &Sources) {
+        let known = self.document.names(&["sources"]);
+        for (name, rotation) in rotations {
+            let Some(webhook) = &rotation.webhook else { continue };
+            let problem = match sources.get(&webhook.source) {
+                None if known.contains(&webhook.source) => continue, // What is wrong with it is said there.
+                None => Problem::unknown("source", &webhook.source, known.iter().map(String::as_str)),
+                Some(source) => {
+                    let reference = webhook.reference(&rotation.secret);
+                    if source.secrets().iter().any(|secret| SecretText::parse(&reference).as_ref() == Ok(secret)) {
+                        continue;
+                    }
+                    Problem::new("the source does not accept this secret")
+                        .help(format!("write \"{reference}\" into `secrets` of [sources.{}]", webhook.source))
+                }
+            };
+            self.problem(problem.within("source").within("webhook").within(name).within("rotations"));
         }
     }
 

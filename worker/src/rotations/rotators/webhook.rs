@@ -176,9 +176,10 @@ impl Webhook {
 impl Rotator for Webhook {
     async fn create(&self, turn: &Turn<'_>, _again: bool) -> Result<SecretString, Failure> {
         if self.config.github.is_empty() {
+            let field = self.config.field.as_ref().map(|field| format!(" --field {field}")).unwrap_or_default();
             let reason = format!(
                 "make a new signing secret at the sender of `{}`, without ending the old one, and hand it in: nightporter \
-                 secrets put-pending {} {}",
+                 secrets put {}{field} --pending {} < FILE",
                 self.config.source, self.secret, turn.token
             );
             return Err(Failure::Snooze { wait: PATIENTLY, reason });
