@@ -17,9 +17,9 @@ pub struct Names {
     pub channels: BTreeSet<String>,
     pub credentials: BTreeSet<String>,
     pub programs: BTreeSet<String>,
+    pub rotations: BTreeSet<String>,
     /// Runbooks, with the names of their inputs.
     pub runbooks: BTreeMap<String, BTreeSet<String>>,
-    pub rotations: BTreeSet<String>,
 }
 
 /// One job kind, as those see it who make jobs.

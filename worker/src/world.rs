@@ -139,11 +139,6 @@ impl World {
         self.config.programs.get(name).ok_or_else(|| unknown("program", name))
     }
 
-    /// The runbook of that name.
-    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
-        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
-    }
-
     /// How the rotation of that name is configured.
     pub fn rotation(&self, name: &str) -> Result<&RotationConfig, Failure> {
         self.config.rotations.get(name).ok_or_else(|| unknown("rotation", name))
@@ -154,6 +149,11 @@ impl World {
         let none =
             || anyhow::anyhow!("there is no vault in this worker's configuration: add [vault] and retry the job");
         self.secrets.vault().ok_or_else(|| Failure::Discard(none()))
+    }
+
+    /// The runbook of that name.
+    pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
+        self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
     }
 
     /// A secret's value. What the vault does not have stays away; what it could not answer may come.
@@ -184,12 +184,12 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
+            rotations: self.rotations.keys().cloned().collect(),
             runbooks: self
                 .runbooks
                 .iter()
                 .map(|(name, it)| (name.clone(), it.inputs().keys().cloned().collect()))
                 .collect(),
-            rotations: self.rotations.keys().cloned().collect(),
         }
     }
 }

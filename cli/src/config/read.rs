@@ -96,8 +96,8 @@ impl Reader<'_> {
             channels: self.channels(),
             credentials: self.credentials(),
             programs: self.programs(),
-            connections: Connections { github: self.github(), vercel: self.vercel() },
             rotations: self.rotations(),
+            connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
             runbooks: Arc::default(),
         };
@@ -167,8 +167,8 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
-            runbooks: self.inputs_of_runbooks(),
             rotations: names("rotations"),
+            runbooks: self.inputs_of_runbooks(),
         }
     }
 

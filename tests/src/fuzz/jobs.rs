@@ -20,8 +20,8 @@ static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         channels: set("team"),
         credentials: set("app"),
         programs: set("reindex"),
-        runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
         rotations: set("app"),
+        runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
     })
 });
 
