@@ -62,7 +62,11 @@ impl Resolver {
             Some(ActiveVersion { value, token: Some(token) })
         };
         let versions: Vec<ActiveVersion> = whole.into_iter().filter_map(of_key).collect();
-        if versions.is_empty() { Err(ResolveError::NoKey(reference.to_string())) } else { Ok(Active { versions, may_lack }) }
+        if versions.is_empty() {
+            Err(ResolveError::NoKey(reference.to_string()))
+        } else {
+            Ok(Active { versions, may_lack })
+        }
     }
 
     async fn only(&self, text: &SecretText) -> Result<Active, ResolveError> {
@@ -72,11 +76,7 @@ impl Resolver {
 
     /// The secret's labelled versions, and whether that is an old answer. None where the vault lets us read the current
     /// one alone.
-    async fn versions(
-        &self,
-        name: &str,
-        reference: &Reference,
-    ) -> Result<(Versions, bool), ResolveError> {
+    async fn versions(&self, name: &str, reference: &Reference) -> Result<(Versions, bool), ResolveError> {
         let before = self.said().get(name);
         if let Some((since, versions)) = &before
             && since.elapsed() < FRESH
@@ -100,7 +100,10 @@ impl Resolver {
             }
             (Err(VaultError::Refused(why)), before) => {
                 if before.is_none() {
-                    warn!(name, why, "the vault does not say which versions there are: only the current one is accepted");
+                    warn!(
+                        name,
+                        why, "the vault does not say which versions there are: only the current one is accepted"
+                    );
                 }
                 self.said().keep(name, asked, Vec::new());
                 Ok((Vec::new(), false))
@@ -111,11 +114,7 @@ impl Resolver {
 }
 
 /// The labelled versions, the newest first. Versions never change, so a known one is not asked for again.
-async fn ask(
-    vault: &dyn Vault,
-    name: &str,
-    known: &[(Token, SecretString)],
-) -> Result<Versions, VaultError> {
+async fn ask(vault: &dyn Vault, name: &str, known: &[(Token, SecretString)]) -> Result<Versions, VaultError> {
     let described = vault.describe(name).await?;
     let mut versions = Vec::new();
     for token in in_order(&described) {

@@ -1,6 +1,7 @@
 //! `rotate`: secrets are exchanged, and nobody is locked out on the way.
 
 mod aws_key;
+mod configuration;
 mod engine;
 mod github_secret;
 mod vercel;

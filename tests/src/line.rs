@@ -127,13 +127,7 @@ impl Shared {
     }
 }
 
-async fn carry(
-    State(line): State<Arc<Shared>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
+async fn carry(State(line): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     let fate = line.fate(format!("{method} {uri} {}", String::from_utf8_lossy(&body)));
     let said = |line: &Shared| line.wrong.send_modify(|wrong| *wrong += 1);
     match fate {

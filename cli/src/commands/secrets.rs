@@ -78,9 +78,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             let found = open(global).await?.describe(&name).await.map_err(|error| of(&name, error))?;
             global.output().print(&found, show)
         }
-        Command::Put { name, field, pending, dry_run } => {
-            put(&name, field.as_deref(), pending, dry_run, global).await
-        }
+        Command::Put { name, field, pending, dry_run } => put(&name, field.as_deref(), pending, dry_run, global).await,
         Command::DropPending { name, version, dry_run } => drop_pending(&name, &version, dry_run, global).await,
         Command::Key { file } => key(&file, global),
         Command::Init => init(global).await,

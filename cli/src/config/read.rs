@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use producer::{RouteConfig, Routes, RunConfig, ScheduleConfig, SourceConfig, Sources, Startable};
-use secrets::SecretText;
 use schemas::runbook::RunbookConfig;
 use schemas::{Names, Problem, Runbook, Schedule};
+use secrets::SecretText;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
@@ -109,6 +109,7 @@ impl Reader<'_> {
         world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
         self.check_webhooks(&world.rotations, &sources);
+        self.check_connections(&world.rotations);
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
         self.check_queue(queue.as_ref());
@@ -442,6 +443,20 @@ impl Reader<'_> {
                 }
             };
             self.problem(problem.within("source").within("webhook").within(name).within("rotations"));
+        }
+    }
+
+    /// Rotations that reach a service need its connection.
+    fn check_connections(&mut self, rotations: &BTreeMap<String, RotationConfig>) {
+        for (name, rotation) in rotations {
+            for (service, place) in rotation.connections() {
+                if self.document.part(&["connections", service]).is_none() {
+                    let help = format!("add [connections.{service}] with a token");
+                    let problem = Problem::new("this needs a connection that is not configured").help(help);
+                    let problem = place.into_iter().rev().fold(problem, |problem, step| problem.within(step));
+                    self.problem(problem.within(name).within("rotations"));
+                }
+            }
         }
     }
 

@@ -22,7 +22,8 @@ struct Scene {
 
 /// Calls IAM, as a person does; what stands between such tags in its answer.
 async fn iam(parameters: &[(&str, &str)], tag: &str) -> Vec<String> {
-    let signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=none";
+    let signed =
+        "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=none";
     let body = url::form_urlencoded::Serializer::new(String::new())
         .extend_pairs(parameters)
         .append_pair("Version", "2010-05-08")

@@ -111,7 +111,9 @@ impl AwsError {
             Some("InvalidClientTokenId" | "SignatureDoesNotMatch" | "ExpiredToken" | "UnrecognizedClientException") => {
                 "the credentials of this rotation are not valid; put in new ones and retry the job"
             }
-            Some("NoSuchEntity") => "check `user`: there is no IAM user of that name in the account of these credentials",
+            Some("NoSuchEntity") => {
+                "check `user`: there is no IAM user of that name in the account of these credentials"
+            }
             _ => "look at AWS's answer, and retry the job",
         }
     }
@@ -125,7 +127,6 @@ impl AwsError {
         Failure::Discard(anyhow::Error::new(self).context(advice))
     }
 }
-
 
 impl<'w> Aws<'w> {
     /// The account that these credentials (`key id:secret`; without them the usual AWS sources) belong to.
@@ -161,10 +162,13 @@ impl<'w> Aws<'w> {
         const ACTION: &str = "ListAccessKeys";
         let listed: Listed = self.call(&self.iam, ACTION, &[("UserName", user)]).await?;
         let members = listed.list_access_keys_result.access_key_metadata.member;
-        members.into_iter().map(|member| {
-            let created_at = time(&member.create_date, ACTION)?;
-            Ok(Key { active: member.status == "Active", id: member.access_key_id, created_at })
-        }).collect()
+        members
+            .into_iter()
+            .map(|member| {
+                let created_at = time(&member.create_date, ACTION)?;
+                Ok(Key { active: member.status == "Active", id: member.access_key_id, created_at })
+            })
+            .collect()
     }
 
     /// Lets a key be valid, or not: twice is as once.
@@ -214,8 +218,9 @@ impl<'w> Aws<'w> {
         action: &'static str,
         parameters: &[(&str, &str)],
     ) -> Result<String, AwsError> {
-        let no_answer = |error: reqwest::Error| {
-            AwsError::NoAnswer { action, why: format!("{:#}", anyhow::Error::new(error.without_url())) }
+        let no_answer = |error: reqwest::Error| AwsError::NoAnswer {
+            action,
+            why: format!("{:#}", anyhow::Error::new(error.without_url())),
         };
         let body = url::form_urlencoded::Serializer::new(String::new())
             .extend_pairs([("Action", action), ("Version", service.version)])
@@ -280,7 +285,8 @@ fn parse_credentials(text: &SecretString) -> Result<Credentials, Failure> {
 async fn from_the_usual_sources() -> Result<Credentials, Failure> {
     let http =
         aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
-    let loaded = aws_config::defaults(BehaviorVersion::latest()).http_client(http).region(Region::new("us-east-1")).load();
+    let loaded =
+        aws_config::defaults(BehaviorVersion::latest()).http_client(http).region(Region::new("us-east-1")).load();
     let shared = loaded.await;
     let provider = shared.credentials_provider().ok_or_else(|| {
         Failure::Discard(anyhow::anyhow!("there are no AWS credentials in the usual places; see docs/rotation.md"))
@@ -324,9 +330,10 @@ mod tests {
             let (iam, sts) = services(region, None).unwrap();
             [iam.url.to_string(), iam.region, sts.url.to_string(), sts.region]
         };
-        assert_eq!(of("eu-central-1"), [
-            "https://iam.amazonaws.com/", "us-east-1", "https://sts.eu-central-1.amazonaws.com/", "eu-central-1",
-        ]);
+        assert_eq!(
+            of("eu-central-1"),
+            ["https://iam.amazonaws.com/", "us-east-1", "https://sts.eu-central-1.amazonaws.com/", "eu-central-1",]
+        );
         assert_eq!(of("cn-northwest-1")[0], "https://iam.cn-north-1.amazonaws.com.cn/");
         assert_eq!(of("us-gov-east-1")[..2], ["https://iam.us-gov.amazonaws.com/", "us-gov-west-1"]);
         assert_eq!(of("us-west-2")[0], "https://iam.amazonaws.com/");
@@ -349,7 +356,10 @@ mod tests {
 
     #[test]
     fn an_answer_that_cannot_be_read_is_not_repeated() {
-        assert!(quick_xml::de::from_str::<Created>("<CreateAccessKeyResponse><a>canary</a></CreateAccessKeyResponse>").is_err());
+        assert!(
+            quick_xml::de::from_str::<Created>("<CreateAccessKeyResponse><a>canary</a></CreateAccessKeyResponse>")
+                .is_err()
+        );
         assert!(parse_credentials(&"canary".into()).unwrap_err().words().contains("access key id:secret"));
         assert!(!parse_credentials(&"canary".into()).unwrap_err().words().contains("canary"));
     }

@@ -82,6 +82,21 @@ impl RotationConfig {
         problems
     }
 
+    /// The connections that it needs, and where it says so.
+    pub fn connections(&self) -> Vec<(&'static str, Vec<&str>)> {
+        let hooks = self.webhook.as_ref().is_some_and(|webhook| !webhook.github.is_empty());
+        let of_webhook = hooks.then(|| ("github", vec!["webhook", "github"]));
+        let of_consumers = self.consumers.iter().filter_map(|(name, consumer)| {
+            let (service, table) = match consumer {
+                ConsumerConfig { vercel: Some(_), .. } => ("vercel", "vercel"),
+                ConsumerConfig { github_secret: Some(_), .. } => ("github", "github_secret"),
+                _ => return None,
+            };
+            Some((service, vec!["consumers", name, table]))
+        });
+        of_webhook.into_iter().chain(of_consumers).collect()
+    }
+
     /// What knows the place where the value is valid.
     pub fn rotator(&self) -> Result<Box<dyn Rotator>, Failure> {
         rotators::open(self)

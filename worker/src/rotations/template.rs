@@ -44,7 +44,9 @@ impl TryFrom<String> for SecretTemplate {
             rest = behind;
         }
         if !parts.iter().any(|part| matches!(part, Part::Field { .. })) {
-            return Err("nothing of the secret is in it: write `{{ value }}`, or a field of it: `{{ password }}`".into());
+            return Err(
+                "nothing of the secret is in it: write `{{ value }}`, or a field of it: `{{ password }}`".into()
+            );
         }
         if !rest.is_empty() {
             parts.push(Part::Text(rest.to_owned()));

@@ -79,9 +79,8 @@ fn within() -> Duration {
 impl GithubSecretConfig {
     pub(super) fn problems(&self, names: &Names) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let fits = |text: &str| {
-            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        };
+        let fits =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         if !fits(&self.secret) || self.secret.starts_with(|first: char| first.is_ascii_digit()) {
             let help = "it has letters, digits and `_`, and does not begin with a digit";
             problems.push(Problem::new("GitHub allows no secret of this name").help(help).within("secret"));

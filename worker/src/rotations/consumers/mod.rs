@@ -14,10 +14,9 @@ use crate::context::Context;
 use crate::handler::Failure;
 
 pub use file::FileConfig;
-pub use github_secret::{GithubSecretConfig, WorkflowConfig};
 pub(in crate::rotations) use github_secret::is_repository;
+pub use github_secret::{GithubSecretConfig, WorkflowConfig};
 pub use vercel::{HealthConfig, VercelConfig};
-
 
 /// Somebody who holds a copy of a secret.
 ///

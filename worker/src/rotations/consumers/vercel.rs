@@ -102,7 +102,8 @@ impl VercelConfig {
         }
         let for_production = self.targets.contains(&Target::Production);
         if for_production && self.redeploy && self.health.is_none() {
-            let help = "write `health = { url = \"https://app.example.com/api/health\" }`: an address that uses the secret";
+            let help =
+                "write `health = { url = \"https://app.example.com/api/health\" }`: an address that uses the secret";
             problems.push(Problem::new("nothing would prove that the app works with it").help(help).within("health"));
         }
         if let Some(health) = &self.health {

@@ -19,7 +19,7 @@ use url::Url;
 
 use super::random_key::fields;
 use super::{Rotator, Turn};
-use crate::aws::{Aws, Key};
+use crate::aws::{Aws, AwsError, Key};
 use crate::context::{Context, Step};
 use crate::handler::Failure;
 
@@ -97,7 +97,9 @@ impl AwsKeyConfig {
             problems.push(Problem::new("this is no region of AWS").help("write `eu-central-1`").within("region"));
         }
         if self.inactive_for > LONGEST_INACTIVE || self.unused_for > LONGEST_INACTIVE {
-            problems.push(Problem::new("an old key is waited for, and inactive, for at most 3 days each").within("inactive_for"));
+            problems.push(
+                Problem::new("an old key is waited for, and inactive, for at most 3 days each").within("inactive_for"),
+            );
         }
         if self.id_field == self.secret_field || self.id_field.is_empty() || self.secret_field.is_empty() {
             problems.push(Problem::new("the key's id and its secret need a field each").within("secret_field"));
@@ -125,17 +127,11 @@ impl AwsKey {
     }
 
     fn id(&self, secret: &SecretString) -> Result<String, Failure> {
-        self.field(secret, &self.config.id_field).map(|id| id.expose_secret().to_owned())
-    }
-
-    fn field(&self, secret: &SecretString, name: &str) -> Result<SecretString, Failure> {
-        field(secret, name).ok_or_else(|| {
-            Failure::Discard(anyhow::anyhow!("the secret is no JSON object with the field `{name}` in the vault"))
-        })
+        part(secret, &self.config.id_field).map(|id| id.expose_secret().to_owned())
     }
 
     async fn keys(&self, aws: &Aws<'_>) -> Result<Vec<Key>, Failure> {
-        aws.keys(&self.config.user).await.map_err(crate::aws::AwsError::into_failure)
+        aws.keys(&self.config.user).await.map_err(AwsError::into_failure)
     }
 
     /// The ids of the keys that there were before one was made, of which the vault's is one.
@@ -171,7 +167,7 @@ impl AwsKey {
     /// Deletes what an interrupted attempt left: keys that were not there before and were never used.
     async fn delete_orphans(&self, aws: &Aws<'_>, before: &BTreeSet<String>) -> Result<(), Failure> {
         for key in self.keys(aws).await?.into_iter().filter(|key| !before.contains(&key.id)) {
-            if let Some(used) = aws.last_use(&key.id).await.map_err(crate::aws::AwsError::into_failure)? {
+            if let Some(used) = aws.last_use(&key.id).await.map_err(AwsError::into_failure)? {
                 return Err(Failure::Discard(anyhow::anyhow!(
                     "the key {} of {} was made by somebody else since the rotation began: it was used at {} for {} in {}; \
                      there is no room for a new one",
@@ -189,7 +185,7 @@ impl AwsKey {
     }
 
     async fn delete(&self, aws: &Aws<'_>, id: &str) -> Result<(), Failure> {
-        aws.delete_key(&self.config.user, id).await.map_err(crate::aws::AwsError::into_failure)
+        aws.delete_key(&self.config.user, id).await.map_err(AwsError::into_failure)
     }
 
     /// Deletes the old key, unless somebody needed it and made it active again.
@@ -205,12 +201,12 @@ impl AwsKey {
     }
 
     async fn set_active(&self, aws: &Aws<'_>, id: &str, active: bool) -> Result<(), Failure> {
-        aws.set_active(&self.config.user, id, active).await.map_err(crate::aws::AwsError::into_failure)
+        aws.set_active(&self.config.user, id, active).await.map_err(AwsError::into_failure)
     }
 
     /// Whether the old key rests: not used for long enough.
     async fn rests(&self, cx: &Context, aws: &Aws<'_>, id: &str) -> Result<(), Failure> {
-        let used = aws.last_use(id).await.map_err(crate::aws::AwsError::into_failure)?;
+        let used = aws.last_use(id).await.map_err(AwsError::into_failure)?;
         let Some(used) = used.filter(|used| cx.now() < later(used.at, self.config.unused_for)) else { return Ok(()) };
         let reason = format!(
             "the old key {id} of {} was used at {} for {} in {}",
@@ -235,7 +231,7 @@ impl Rotator for AwsKey {
         let key = match aws.create_key(&self.config.user).await {
             // There was room: what an interrupted attempt left is not listed yet.
             Err(error) if error.code() == Some(NO_ROOM) => return Err(Failure::retry(error)),
-            made => made.map_err(crate::aws::AwsError::into_failure)?,
+            made => made.map_err(AwsError::into_failure)?,
         };
         whole.insert(self.config.id_field.clone(), key.id.into());
         whole.insert(self.config.secret_field.clone(), key.secret.expose_secret().into());
@@ -248,7 +244,7 @@ impl Rotator for AwsKey {
 
     async fn test(&self, turn: &Turn<'_>, new: &SecretString) -> Result<(), Failure> {
         let aws = self.aws(turn.cx).await?;
-        let holder = aws.by_key(&self.id(new)?, &self.field(new, &self.config.secret_field)?);
+        let holder = aws.by_key(&self.id(new)?, &part(new, &self.config.secret_field)?);
         let arn = match holder.caller().await {
             Ok(arn) => arn,
             Err(error) if error.code() == Some(NOT_YET) => {
@@ -277,13 +273,11 @@ impl Rotator for AwsKey {
             return Ok(());
         }
         let aws = self.aws(turn.cx).await?;
-        match new {
-            Some(new) => self.delete(&aws, &self.id(new)?).await,
-            None => {
-                let before = self.before(turn, &aws).await?;
-                self.delete_orphans(&aws, &before).await
-            }
+        if let Some(new) = new {
+            return self.delete(&aws, &self.id(new)?).await;
         }
+        let before = self.before(turn, &aws).await?;
+        self.delete_orphans(&aws, &before).await
     }
 
     async fn retire(&self, turn: &Turn<'_>, _: &SecretString) -> Result<(), Failure> {
@@ -311,6 +305,13 @@ impl Rotator for AwsKey {
             _ => self.delete_inactive(&aws, &old).await,
         }
     }
+}
+
+/// A field of the secret.
+fn part(secret: &SecretString, name: &str) -> Result<SecretString, Failure> {
+    field(secret, name).ok_or_else(|| {
+        Failure::Discard(anyhow::anyhow!("the secret is no JSON object with the field `{name}` in the vault"))
+    })
 }
 
 /// Whether a key may have been made.

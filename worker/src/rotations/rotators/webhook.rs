@@ -221,7 +221,8 @@ impl Rotator for Webhook {
     async fn test(&self, turn: &Turn<'_>, _: &SecretString) -> Result<(), Failure> {
         let proven = proof::deliveries(turn.cx, &self.config.source, turn.token, turn.begun_at).await?;
         if self.config.github.is_empty() {
-            let reason = format!("waiting for a delivery to `{}` that is signed with the new secret", self.config.source);
+            let reason =
+                format!("waiting for a delivery to `{}` that is signed with the new secret", self.config.source);
             return if proven.is_empty() { Err(Failure::Snooze { wait: PATIENTLY, reason }) } else { Ok(()) };
         }
         for hook in &self.config.github {

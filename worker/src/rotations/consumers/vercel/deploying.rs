@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use queue::clock::later;
-use schemas::Timestamp;
+use schemas::{DEPLOYMENT_MARK, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::info;
@@ -143,7 +143,8 @@ pub(super) async fn ready(vercel: &Vercel<'_>, config: &VercelConfig, id: &str) 
         )));
     }
     if deployment.ready_state != "READY" {
-        let reason = format!("the deployment with the new value is {}: https://{}", deployment.ready_state, deployment.url);
+        let reason =
+            format!("the deployment with the new value is {}: https://{}", deployment.ready_state, deployment.url);
         return Err(Failure::Snooze { wait: AGAIN, reason });
     }
     if deployment.ready_substate.as_deref() == Some("STAGED") {
@@ -152,7 +153,8 @@ pub(super) async fn ready(vercel: &Vercel<'_>, config: &VercelConfig, id: &str) 
             Some(false) => "new deployments do not get the project's domains (a rollback is in force, or it is set so)",
             _ => "it does not have the project's domains yet",
         };
-        let reason = format!("the deployment with the new value is ready, but {why}; promote it: https://{}", deployment.url);
+        let reason =
+            format!("the deployment with the new value is ready, but {why}; promote it: https://{}", deployment.url);
         return Err(Failure::Snooze { wait: AGAIN, reason });
     }
     Ok(deployment)
@@ -187,5 +189,5 @@ impl Project {
 
 /// What the deployment says of itself: that we caused it, for which job and publication.
 fn meta(cx: &Context, publication: &str) -> Value {
-    json!({"nightporterJob": cx.job().attempt.job.to_string(), PUBLICATION: publication})
+    json!({DEPLOYMENT_MARK: cx.job().attempt.job.to_string(), PUBLICATION: publication})
 }

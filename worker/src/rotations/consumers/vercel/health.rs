@@ -72,7 +72,7 @@ impl HealthConfig {
     /// That the address's domain leads to the deployment: an older one would answer well with the old value.
     fn leads_to(&self, deployment: &Deployment) -> Result<(), Failure> {
         let host = self.host();
-        if host == deployment.url || deployment.alias.iter().any(|alias| *alias == host) {
+        if host == deployment.url || deployment.alias.contains(&host) {
             return Ok(());
         }
         let hint = if host.ends_with(VERCELS_OWN) { "" } else { ", or is not among the project's domains" };

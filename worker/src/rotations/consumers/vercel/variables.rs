@@ -101,7 +101,10 @@ pub(super) async fn still_there(
     publication: &str,
 ) -> Result<(), Failure> {
     let there = find(vercel, config, name).await?;
-    if there.and_then(|there| there.comment).is_some_and(|comment| comment.contains(&mark(publication, text).unwrap_or_default())) {
+    if there
+        .and_then(|there| there.comment)
+        .is_some_and(|comment| comment.contains(&mark(publication, text).unwrap_or_default()))
+    {
         return Ok(());
     }
     Err(Failure::Discard(anyhow::anyhow!(
