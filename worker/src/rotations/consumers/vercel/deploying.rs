@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::{Variables, VercelConfig};
-use crate::context::{Context, Step};
+use crate::context::{Context, OpenStep, Step};
 use crate::handler::Failure;
 use crate::vercel::{Advice, Deployment, Sent, Vercel};
 
@@ -70,10 +70,10 @@ pub(super) async fn made_again(
     publication: &str,
 ) -> Result<String, Failure> {
     let project = Project::read(vercel, &whose.config).await?;
-    let name = format!("redeploy {} {publication}", whose.name);
-    let since = begun(cx, &name).await?;
     for number in 1_u32.. {
-        let step = match cx.step::<Asked>(&format!("{name} {number}")).await? {
+        let name = format!("redeploy {} {publication} {number}", whose.name);
+        let since = begun(cx, &format!("begin to {name}")).await?;
+        let step = match cx.step::<Asked>(&name).await? {
             Step::Finished(Asked::Made(id)) => return Ok(id),
             Step::Finished(Asked::Refused) => continue,
             Step::Fresh(step) => step,
@@ -89,23 +89,29 @@ pub(super) async fn made_again(
                 step
             }
         };
-        return match project.redeploy(cx, vercel, publication).await? {
-            Sent::Done(answer) => {
-                let id = answer["id"].as_str().ok_or_else(|| {
-                    Failure::retry(anyhow::anyhow!("Vercel made a deployment and did not say its id"))
-                })?;
-                info!(deployment = id, project = project.name, "made again, to take up a new secret");
-                step.finish(&Asked::Made(id.to_owned())).await?;
-                Ok(id.to_owned())
-            }
-            Sent::Refused(failure) => {
-                step.finish(&Asked::Refused).await?;
-                Err(failure)
-            }
-            Sent::Unknown(failure) => Err(failure), // The step stays open: the next attempt looks for the deployment.
-        };
+        let sent = project.redeploy(cx, vercel, publication).await?;
+        return settle(step, sent).await;
     }
     Err(Failure::Discard(anyhow::anyhow!("it was tried too often")))
+}
+
+/// Writes down what became of the request, if that is known.
+async fn settle(step: OpenStep<'_>, sent: Sent) -> Result<String, Failure> {
+    match sent {
+        Sent::Done(answer) => {
+            let id = answer["id"].as_str();
+            let id =
+                id.ok_or_else(|| Failure::retry(anyhow::anyhow!("Vercel made a deployment and did not say its id")))?;
+            info!(deployment = id, "the production deployment was made again, to take up a new secret");
+            step.finish(&Asked::Made(id.to_owned())).await?;
+            Ok(id.to_owned())
+        }
+        Sent::Refused(failure) => {
+            step.finish(&Asked::Refused).await?;
+            Err(failure)
+        }
+        Sent::Unknown(failure) => Err(failure), // The step stays open: the next attempt looks for the deployment.
+    }
 }
 
 /// When the first attempt came here.

@@ -11,6 +11,9 @@ use crate::handler::{Failure, OrFail};
 /// So many of the newest events are looked through. Those that are looked for came seconds ago.
 const NEWEST: u32 = 1000;
 
+/// So many of them that are the source's are looked at more closely.
+const CLOSELY: usize = 200;
+
 /// The header that names a hook of GitHub.
 const HOOK: &str = "x-github-hook-id";
 
@@ -30,7 +33,8 @@ pub(super) async fn deliveries(
     let ledger = cx.queue().ledger();
     let events = ledger.events(NEWEST).await.or_retry("looking for deliveries")?;
     let mut found = Vec::new();
-    for event in events.iter().filter(|event| event.event.source == source && event.received_at >= since) {
+    let of_source = events.iter().filter(|event| event.event.source == source && event.received_at >= since);
+    for event in of_source.take(CLOSELY) {
         let Some(body) = ledger.body(event.event.id).await.or_retry("looking at a delivery")? else { continue };
         let headers: Value = serde_json::from_str(&body.headers).unwrap_or_default();
         if headers[SIGNED_WITH] == version.as_str() {
