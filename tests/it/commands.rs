@@ -421,9 +421,21 @@ keep = { daily = '7d' }
 fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
     let house = House::new("");
     let told = house.run(&["demo", "--once", "--dir", "."]).exits(0).stdout;
-    for part in
-        ["github.push", "2 pending, additive", "read back and verified", "2 applied", "signature verified", "Done"]
-    {
+    for part in [
+        "nightly, every day at 02:00 UTC: ",
+        "restored into a scratch database: all 5000 rows are there",
+        "github.push",
+        "2 pending, additive",
+        "read back, its digests right",
+        "2 applied",
+        "signature verified",
+        "“http job discarded”",
+        "$         nightporter jobs replay ",
+        "made job ",
+        "in the CRM, once",
+        "deleted, which no tier keeps",
+        "Done",
+    ] {
         assert!(told.contains(part), "`{part}` is not told:\n{told}");
     }
     let mut sites = std::fs::read_dir(house.path(".")).unwrap().map(|entry| entry.unwrap().path());
@@ -431,7 +443,8 @@ fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
     let config = site.join("nightporter.toml").display().to_string();
     assert!(house.run(&["check", "--config", &config]).exits(0).stdout.contains("is right"));
     let backups = house.run(&["backups", "list", "--json", "--config", &config]).exits(0).json();
-    assert_eq!(backups["backups"].as_array().unwrap().len(), 1);
+    let backups = backups["backups"].as_array().unwrap();
+    assert!(!backups.is_empty() && backups.iter().all(|backup| backup["verdict"]["proven"] == true), "{backups:?}");
     house.run(&["demo", "--once", "--dir", "no/such/folder"]).exits(1);
 }
 
@@ -441,4 +454,12 @@ fn the_example_of_the_documentation_is_right() {
     let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
     let house = House::new(example);
     assert_eq!(house.run(&["check"]).exits(0).stdout.trim(), "nightporter.toml is right");
+}
+
+#[test]
+fn the_configurations_of_the_operations_guide_are_right() {
+    let page = include_str!("../../docs/operations.md");
+    let examples = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let ends: Vec<i32> = examples.map(|example| House::new(example).run(&["check"]).exits(0).code).collect();
+    assert_eq!(ends.len(), 2, "one for each shape");
 }

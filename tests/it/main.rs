@@ -13,6 +13,7 @@ mod commands;
 mod database_faults;
 mod desk;
 mod doctor;
+mod documents;
 mod exec;
 mod forgetting;
 mod fuzz;

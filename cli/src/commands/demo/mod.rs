@@ -1,8 +1,11 @@
 //! `nightporter demo`: the main job, on samples, in one process, told step by step.
 
 mod receiver;
+mod shell;
 mod site;
 mod story;
+mod telling;
+mod words;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 use self::receiver::Receiver;
 use self::site::Site;
 use self::story::{Story, Told};
+use self::telling::Telling;
 use crate::args::Global;
 use crate::client::{self, Client};
 use crate::failure::Failure;
@@ -36,6 +40,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let team = Receiver::start().await?;
     let site = Site::make(&args.dir.unwrap_or_else(std::env::temp_dir), team.address).await?;
     team.believe(site.secret("team")?);
+    site.leave_alone_for_a_day().await?;
     introduce(&site)?;
     let ready = site.folder.join("ready.json");
     let mut server = Box::pin(server::run(&site.config, Roles::UP, Some(ready.clone())));
@@ -45,7 +50,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
     let global = Global::of(&site.config);
     let client = Client::open(&global).await?;
-    let mut story = Story { site: &site, client, http: client::http_client()?, team, began };
+    let http = client::http_client()?;
+    let mut story = Story(Telling { site: &site, client, http, team, began, chapters: 0 });
     let told = tokio::select! {
         ended = &mut server => return ended,
         told = story.tell() => told?,
@@ -72,10 +78,12 @@ async fn until_ready(file: &std::path::Path) -> Result<(), Failure> {
 fn introduce(site: &Site) -> Result<(), Failure> {
     print(&format!(
         "nightporter demo: everything in this one process, on sample data\n\n   files     {}\n   webhooks  \
-         http://{}/webhooks/<source>\n   API       http://{}/api/v1",
+         http://{}/webhooks/<source>\n   API       http://{}/api/v1\n   commands  with \
+         NIGHTPORTER_CONFIG={}",
         site.folder.display(),
         site.server,
-        site.operators
+        site.operators,
+        site.config.display()
     ))
 }
 
@@ -88,9 +96,9 @@ fn sum_up(site: &Site, told: &[Told], began: Instant) -> Result<(), Failure> {
     let config = site.config.display();
     print(&format!(
         "\nThe configuration, the ledger, the backups and the sample application are in\n   {}\n\nTry next, in another \
-         terminal:\n   export NIGHTPORTER_CONFIG={config}\n   nightporter runs list\n   nightporter backups list\n   \
-         nightporter trigger vercel deployment.succeeded\n   nightporter run backup --with database=shop --with \
-         store=backups --reason trying --wait\n   nightporter check",
+         terminal:\n   export NIGHTPORTER_CONFIG={config}\n   nightporter runs list\n   nightporter schedules list\n   nightporter \
+         backups list\n   nightporter backups restore latest --database shop --store backups --into shop_restored --reason \
+         \"a drill\"\n   nightporter trigger vercel deployment.succeeded\n   nightporter check",
         site.folder.display()
     ))
 }

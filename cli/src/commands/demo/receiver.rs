@@ -1,18 +1,21 @@
-//! The demo's team: a receiver of signed webhooks on this machine, which checks each signature and hands the message on.
+//! The demo's outside world, on this machine: a team that receives signed webhooks, checks each signature and hands the
+//! message on; and a CRM, which is away until it is opened.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
+use axum::routing::{post, put};
 use chrono::Utc;
 use schemas::JobId;
 use secrets::SecretString;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::mpsc;
 
 use crate::failure::Failure;
 
@@ -36,18 +39,26 @@ struct Body {
 pub(crate) struct Receiver {
     /// Where it listens.
     pub(crate) address: SocketAddr,
-    secret: &'static OnceCell<SecretString>,
     /// What arrived, its signature right.
     pub(crate) arrived: mpsc::UnboundedReceiver<Arrived>,
+    outside: Outside,
 }
 
 #[derive(Clone)]
-struct Team {
-    secret: &'static OnceCell<SecretString>,
+struct Outside {
+    known: Arc<Mutex<Known>>,
     arrived: mpsc::UnboundedSender<Arrived>,
 }
 
-static SECRET: OnceCell<SecretString> = OnceCell::const_new();
+#[derive(Default)]
+struct Known {
+    /// What the team's messages are signed with.
+    secret: Option<SecretString>,
+    /// Whether the CRM takes anything.
+    open: bool,
+    /// How often each user was put into the CRM.
+    users: BTreeMap<String, usize>,
+}
 
 impl Receiver {
     /// Listens on any free port of this machine.
@@ -56,30 +67,56 @@ impl Receiver {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (sender, arrived) = mpsc::unbounded_channel();
-        let router = Router::new().route("/", post(receive)).with_state(Team { secret: &SECRET, arrived: sender });
+        let outside = Outside { known: Arc::default(), arrived: sender };
+        let router = Router::new().route("/", post(receive)).route("/crm/{user}", put(remember));
+        let router = router.with_state(outside.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { address, secret: &SECRET, arrived })
+        Ok(Self { address, arrived, outside })
     }
 
     /// From now on it believes what is signed with this secret.
     pub(crate) fn believe(&self, secret: String) {
-        // Err only if it was told before.
-        let _told = self.secret.set(secret.into());
+        self.outside.lock().secret = Some(secret.into());
+    }
+
+    /// From now on the CRM takes what is put into it.
+    pub(crate) fn open_crm(&self) {
+        self.outside.lock().open = true;
+    }
+
+    /// Who is in the CRM, and how often they were put there.
+    pub(crate) fn crm(&self) -> BTreeMap<String, usize> {
+        self.outside.lock().users.clone()
     }
 }
 
-async fn receive(State(team): State<Team>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let Some(secret) = team.secret.get() else { return StatusCode::SERVICE_UNAVAILABLE };
+impl Outside {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn receive(State(outside): State<Outside>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    let Some(secret) = outside.lock().secret.clone() else { return StatusCode::SERVICE_UNAVAILABLE };
     let Ok(standard) = producer::source_type("standard") else { return StatusCode::INTERNAL_SERVER_ERROR };
-    if standard.verify(&headers, &body, std::slice::from_ref(secret), Utc::now()).is_err() {
+    if standard.verify(&headers, &body, &[secret], Utc::now()).is_err() {
         return StatusCode::UNAUTHORIZED;
     }
     match serde_json::from_slice::<Body>(&body) {
         Ok(body) => {
             // Err only when the demo is ending.
-            let _told = team.arrived.send(body.data);
+            let _told = outside.arrived.send(body.data);
             StatusCode::NO_CONTENT
         }
         Err(_) => StatusCode::BAD_REQUEST,
     }
+}
+
+async fn remember(State(outside): State<Outside>, Path(user): Path<String>) -> StatusCode {
+    let mut known = outside.lock();
+    if !known.open {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    *known.users.entry(user).or_default() += 1;
+    StatusCode::NO_CONTENT
 }

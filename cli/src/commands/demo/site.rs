@@ -8,14 +8,20 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use chrono::{TimeDelta, Utc};
+use queue::ledger::Announced;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Executor, SqliteConnection};
 use uuid::Uuid;
 
+use crate::config::Checked;
 use crate::failure::Failure;
 
 /// The sources, which are named as their types.
 pub(crate) const SOURCES: [&str; 3] = ["github", "vercel", "clerk"];
+
+/// The schedule whose time has passed when the demo begins.
+const NIGHTLY: &str = "nightly";
 
 /// The commit that the demo deploys.
 pub(crate) const COMMIT: &str = "5f6c1d0a9b3e47c8a2d4f10b6e7c8d9e0f1a2b3c";
@@ -59,6 +65,20 @@ impl Site {
         };
         write(&site.config, &site.configuration(receiver))?;
         Ok(site)
+    }
+
+    /// Makes the ledger as it would be had this porter been away since yesterday: its schedule `nightly` was seen a day
+    /// ago, so one of its times has passed since.
+    pub(crate) async fn leave_alone_for_a_day(&self) -> Result<(), Failure> {
+        let config = Checked::file(&self.config)?.config()?;
+        let url = format!("sqlite:{}", self.folder.join("nightporter.db").display());
+        let ledger = queue::ledger::open(&url, None).await?;
+        let nightly = config.schedules.iter().filter(|schedule| schedule.name == NIGHTLY);
+        let announced = nightly
+            .map(|schedule| Announced { schedule: schedule.name.clone(), timetable: schedule.timetable.to_string() });
+        let yesterday = Utc::now() - TimeDelta::days(1);
+        let told = ledger.announce(&config.digest, &announced.collect::<Vec<_>>(), yesterday).await;
+        told.map(drop).map_err(|error| cannot("write the ledger in", &self.folder, &error))
     }
 
     /// The secret of a source or channel.

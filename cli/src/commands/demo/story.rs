@@ -1,37 +1,22 @@
-//! The demo's story: three deliveries, and what becomes of each, told while it happens.
+//! The demo's story, chapter by chapter: what comes in, and what becomes of it.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
-use producer::source_type;
-use producer::sources::{SignedSample, signed_sample};
-use reqwest::StatusCode;
-use schemas::api::{DeliveryAnswer, EventView, JobView, RunJobView, RunView};
-use schemas::{JobId, JobState, RunId, RunState};
-use serde_json::Value;
-use uuid::Uuid;
+use schemas::api::{FiringOutcome, JobView, ScheduleDetails, StartAnswer};
+use schemas::{JobId, JobState};
 
-use super::receiver::Receiver;
-use super::site::{COMMIT, Site};
-use crate::client::Client;
+use super::shell::made;
+use super::site::COMMIT;
+use super::telling::Telling;
+use super::words::{deployed, ended_badly, fell_short, one, said};
 use crate::failure::Failure;
-use crate::output::print;
+use crate::output::moment;
 
 /// The whole story ends within this, or it has failed.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// How often a person's eye wants to see what is new.
-const LOOK: Duration = Duration::from_millis(40);
-
 /// Tells it.
-pub(crate) struct Story<'site> {
-    pub(crate) site: &'site Site,
-    pub(crate) client: Client,
-    pub(crate) http: reqwest::Client,
-    pub(crate) team: Receiver,
-    pub(crate) began: Instant,
-}
+pub(crate) struct Story<'site>(pub(crate) Telling<'site>);
 
 /// One line of the summary.
 pub(crate) struct Told {
@@ -50,182 +35,108 @@ impl Story<'_> {
     }
 
     async fn chapters(&mut self) -> Result<Vec<Told>, Failure> {
-        Ok(vec![self.a_push().await?, self.a_deploy().await?, self.a_sign_up().await?])
+        Ok(vec![
+            self.a_night().await?,
+            self.a_push().await?,
+            self.a_deploy().await?,
+            self.a_sign_up().await?,
+            self.a_cleanup().await?,
+        ])
+    }
+
+    /// A schedule, whose time came while nobody was there.
+    async fn a_night(&mut self) -> Result<Told, Failure> {
+        let chapter = self.0.chapter("The clock: at 02:00 this porter was away. The night's work is made up for")?;
+        let (nominal, run) = loop {
+            let nightly: ScheduleDetails = self.0.client.get("schedules/nightly").await?;
+            let fired = nightly.firings.iter().find(|firing| firing.outcome == FiringOutcome::Fired);
+            if let Some((firing, run)) = fired.and_then(|firing| Some((firing, firing.run?))) {
+                break (firing.nominal, run);
+            }
+            self.0.look_again().await;
+        };
+        self.0.line("schedule", &format!("nightly, every day at 02:00 UTC: {} is fired now, once", moment(nominal)))?;
+        let run = self.0.follow(run).await?;
+        let proven = run.jobs.iter().any(|job| job.kind == "verify" && job.state == JobState::Completed);
+        if !proven {
+            return Err(fell_short("the night ended without a backup that was proven by a restore"));
+        }
+        Ok(chapter.ended("schedule → backup, restored and compared", "proven"))
     }
 
     async fn a_push(&mut self) -> Result<Told, Failure> {
-        let began = Instant::now();
-        print("\n1  GitHub says: somebody pushed to main")?;
-        let event = self.deliver("github", "push", &[]).await?;
-        self.await_job(one(&event.jobs, "job")?).await?;
-        Ok(Told { what: "push → notification", took: began.elapsed(), outcome: "delivered".into() })
+        let chapter = self.0.chapter("GitHub says: somebody pushed to main")?;
+        let event = self.0.deliver("github", "push", &[]).await?;
+        let job = one(&event.jobs, "job")?;
+        self.completed(job).await?;
+        self.0.await_message(job).await?;
+        Ok(chapter.ended("push → notification", "delivered"))
     }
 
     async fn a_deploy(&mut self) -> Result<Told, Failure> {
-        let began = Instant::now();
-        print("\n2  Vercel says: a production deployment is ready")?;
+        let chapter = self.0.chapter("Vercel says: a production deployment is ready")?;
         let commit = ("payload.deployment.meta.githubCommitSha".to_owned(), COMMIT.to_owned());
-        let event = self.deliver("vercel", "deployment.succeeded", &[commit]).await?;
-        let run = self.follow(one(&event.runs, "run")?).await?;
+        let event = self.0.deliver("vercel", "deployment.succeeded", &[commit]).await?;
+        let run = self.0.follow(one(&event.runs, "run")?).await?;
         let notify = run.jobs.iter().find(|job| job.kind == "notify").map(|job| job.job);
-        self.await_message(notify.ok_or_else(|| fell_short("the run has no notify job"))?).await?;
-        Ok(Told {
-            what: "deployment → backup, migrations, notification",
-            took: began.elapsed(),
-            outcome: deployed(&run)?,
-        })
+        self.0.await_message(notify.ok_or_else(|| fell_short("the run has no notify job"))?).await?;
+        Ok(chapter.ended("deployment → backup, proof, migrations, notification", &deployed(&run)?))
     }
 
+    /// What fails is told, and is done again from the command line.
     async fn a_sign_up(&mut self) -> Result<Told, Failure> {
-        let began = Instant::now();
-        print("\n3  Clerk says: a user signed up")?;
-        let event = self.deliver("clerk", "user.created", &[]).await?;
-        self.await_job(one(&event.jobs, "job")?).await?;
-        Ok(Told { what: "sign-up → notification", took: began.elapsed(), outcome: "delivered".into() })
-    }
-
-    /// Sends a signed sample over HTTP and looks up the event that was made of it.
-    async fn deliver(&self, source: &str, kind: &str, changes: &[(String, String)]) -> Result<EventView, Failure> {
-        let secret = self.site.secret(source)?.into();
-        let source_type = source_type(source).map_err(|problem| Failure::failed(problem.to_string()))?;
-        let sample = signed_sample(source_type, kind, changes, &secret, Uuid::new_v4(), Utc::now())
-            .map_err(|problem| Failure::failed(problem.to_string()))?;
-        let sent = Instant::now();
-        let (status, answer) = self.post(source, sample).await?;
-        let millis = sent.elapsed().as_millis();
-        self.line(
-            "delivery",
-            &format!("POST /webhooks/{source}, signed → {} in {millis} ms: verified and on disk", status.as_u16()),
-        )?;
-        let id = answer.event_id.ok_or_else(|| fell_short("the delivery was not booked"))?;
-        let event: EventView = self.client.get(&format!("events/{id}")).await?;
-        self.line("event", &format!("{} · {}", event.event.kind, event.event.subject.as_deref().unwrap_or("-")))?;
-        let made = match (event.runs.len(), event.jobs.len()) {
-            (0, jobs) => format!("matched; {jobs} job"),
-            (runs, _) => format!("matched; {runs} run of a runbook"),
-        };
-        self.line("route", &format!("{} {made}", event.event.kind))?;
-        Ok(event)
-    }
-
-    async fn post(&self, source: &str, sample: SignedSample) -> Result<(StatusCode, DeliveryAnswer), Failure> {
-        let url = format!("http://{}/webhooks/{source}", self.site.server);
-        let sent = self.http.post(url).headers(sample.headers).body(sample.body).send().await;
-        let response = sent.map_err(|error| Failure::failed(format!("the delivery was not answered: {error}")))?;
-        let status = response.status();
-        if status != StatusCode::ACCEPTED {
-            return Err(fell_short(&format!("the delivery was answered with {status}")));
+        let chapter = self.0.chapter("Clerk says: a user signed up. The CRM, which is to hear of it, is away")?;
+        let event = self.0.deliver("clerk", "user.created", &[]).await?;
+        let job = one(&event.jobs, "job")?;
+        let failed = self.0.ended(job).await?;
+        if failed.state != JobState::Discarded {
+            return Err(ended_badly(&failed.kind, job, failed.state, failed.reason.as_deref()));
         }
-        let answer = response.json().await.map_err(|error| Failure::failed(format!("the answer is odd: {error}")))?;
-        Ok((status, answer))
+        self.0.line("http", &format!("discarded: {}", failed.reason.unwrap_or_default()))?;
+        self.0.await_news_of(job).await?;
+        self.0.team.open_crm();
+        self.0.line("", "…the CRM is back. An operator has it done again:")?;
+        let id = job.to_string();
+        let printed = self.0.command(&["jobs", "replay", &id, "--reason", "the CRM is back"]).await?;
+        let again = self.completed(made(&printed)?).await?;
+        self.0.line("http", &format!("completed: {}", said("http", &again.output.unwrap_or_default())))?;
+        let crm = self.0.team.crm();
+        if crm.values().copied().collect::<Vec<_>>() != [1] {
+            return Err(fell_short(&format!("the CRM has {crm:?}, not one user, once")));
+        }
+        Ok(chapter.ended("sign-up → failed, told, replayed", "in the CRM, once"))
     }
 
-    /// Waits until a single job has completed, and its message has arrived.
-    async fn await_job(&mut self, id: JobId) -> Result<(), Failure> {
-        loop {
-            let job: JobView = self.client.get(&format!("jobs/{id}")).await?;
-            match job.state {
-                JobState::Completed => return self.await_message(id).await,
-                state if state.is_finished() => return Err(ended_badly(&job.kind, state, job.reason.as_deref())),
-                _ => tokio::time::sleep(LOOK).await,
-            }
+    /// What no tier keeps goes; the last good one never does.
+    async fn a_cleanup(&mut self) -> Result<Told, Failure> {
+        let chapter = self.0.chapter("An operator has the weekly cleanup done now")?;
+        let printed = self.0.command(&["schedules", "run", "cleanup", "--reason", "tidying up", "--json"]).await?;
+        let started: StartAnswer = serde_json::from_str(&printed)
+            .map_err(|error| fell_short(&format!("the command's answer is not understood: {error}")))?;
+        let done = self.completed(started.job.ok_or_else(|| fell_short("the command started no job"))?).await?;
+        let output = done.output.unwrap_or_default();
+        self.0.line("retention", &said("retention", &output))?;
+        let (kept, deleted) = (&output["kept"], &output["deleted"]);
+        if kept.as_u64() < Some(1) {
+            return Err(fell_short("the cleanup kept no backup"));
+        }
+        Ok(chapter.ended("retention cleanup", &format!("{kept} kept, {deleted} deleted")))
+    }
+
+    async fn completed(&self, id: JobId) -> Result<JobView, Failure> {
+        let job = self.0.ended(id).await?;
+        match job.state {
+            JobState::Completed => Ok(job),
+            state => Err(ended_badly(&job.kind, id, state, job.reason.as_deref())),
         }
     }
+}
 
-    /// Tells what the jobs of a run do, until it has ended.
-    async fn follow(&self, id: RunId) -> Result<RunView, Failure> {
-        let mut known: BTreeMap<String, JobState> = BTreeMap::new();
-        let mut first = true;
-        loop {
-            let run: RunView = self.client.get(&format!("runs/{id}")).await?;
-            if std::mem::take(&mut first) {
-                let names: Vec<&str> = run.jobs.iter().map(|job| job.name.as_str()).collect();
-                self.line("run", &format!("{} · {}", run.runbook, names.join(" → ")))?;
-            }
-            for job in &run.jobs {
-                let before = known.insert(job.name.clone(), job.state);
-                if before != Some(job.state) && job.state.is_finished() {
-                    self.line(&job.name, &outcome_of(job))?;
-                }
-            }
-            match run.state {
-                RunState::Running => tokio::time::sleep(LOOK).await,
-                RunState::Completed => return Ok(run),
-                state => return Err(fell_short(&format!("the run {} is {}", run.runbook, state.as_str()))),
-            }
-        }
+/// A chapter that has begun.
+pub(super) struct Chapter(pub(super) Instant);
+
+impl Chapter {
+    fn ended(self, what: &'static str, outcome: &str) -> Told {
+        Told { what, took: self.0.elapsed(), outcome: outcome.to_owned() }
     }
-
-    /// Waits until the message of that job is with the team.
-    async fn await_message(&mut self, job: JobId) -> Result<(), Failure> {
-        loop {
-            let Some(arrived) = self.team.arrived.recv().await else {
-                return Err(fell_short("the receiver has stopped"));
-            };
-            if arrived.job == job {
-                self.line("team got", &format!("“{}” (signature verified)", arrived.title))?;
-                let mut lines = arrived.text.lines().filter(|line| !line.is_empty());
-                return lines.try_for_each(|line| self.line("", line));
-            }
-        }
-    }
-
-    fn line(&self, what: &str, text: &str) -> Result<(), Failure> {
-        print(&format!("   {:>6.2} s  {what:<9} {text}", self.began.elapsed().as_secs_f64()))
-    }
-}
-
-/// What a job of a run did, in a few words.
-fn outcome_of(job: &RunJobView) -> String {
-    let took = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).num_milliseconds());
-    let took = took.map_or(String::new(), |millis| format!(" in {millis} ms"));
-    let said = job.output.as_ref().map(|output| said(&job.kind, output)).or_else(|| job.reason.clone());
-    format!("{}{took}{}", job.state.as_str(), said.map_or(String::new(), |said| format!(": {said}")))
-}
-
-fn said(kind: &str, output: &Value) -> String {
-    let number = |name: &str| output[name].as_u64().unwrap_or_default();
-    let text = |name: &str| output[name].as_str().unwrap_or("?").to_owned();
-    match kind {
-        "plan" => format!("{} pending, {}: {}", number("pending"), text("risk"), names(&output["names"])),
-        "backup" => format!(
-            "{} → {} bytes, read back and verified, {}",
-            number("bytes"),
-            number("stored_bytes"),
-            text("backup")
-        ),
-        "migrate" => format!("{} applied: {}", number("count"), names(&output["applied"])),
-        "notify" => format!("to {}", text("channel")),
-        _ => output.to_string(),
-    }
-}
-
-fn names(list: &Value) -> String {
-    let names = list.as_array().into_iter().flatten().filter_map(Value::as_str);
-    names.collect::<Vec<_>>().join(", ")
-}
-
-/// What a good deploy did; an error where its run completed and yet did not do its work.
-fn deployed(run: &RunView) -> Result<String, Failure> {
-    let output = |name: &str| run.jobs.iter().find(|job| job.name == name).and_then(|job| job.output.clone());
-    let (backup, migrate) = (output("backup"), output("migrate").unwrap_or_default());
-    if backup.is_none() || migrate["count"].as_u64() != Some(2) {
-        return Err(fell_short("the run completed without a backup and two applied migrations"));
-    }
-    Ok("1 backup, 2 migrations".into())
-}
-
-fn one<Id: Copy>(ids: &[Id], what: &str) -> Result<Id, Failure> {
-    match ids {
-        [id] => Ok(*id),
-        _ => Err(fell_short(&format!("the delivery made {} {what}s, not one", ids.len()))),
-    }
-}
-
-fn ended_badly(kind: &str, state: JobState, reason: Option<&str>) -> Failure {
-    fell_short(&format!("the job {kind} is {}: {}", state.as_str(), reason.unwrap_or("no reason is known")))
-}
-
-fn fell_short(what: &str) -> Failure {
-    Failure::failed(format!("the demo fell short: {what}"))
 }
