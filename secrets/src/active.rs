@@ -18,7 +18,7 @@ use crate::vaults::{Described, Label, Token, Vault, VaultError};
 /// Of a vault that is away, what it said last is used for so long.
 const STALE: Duration = Duration::from_mins(10);
 
-/// Every process that accepts a secret knows a new version of it within this time: it asks again after [`FRESH`], and the
+/// Every process that accepts a secret knows a new version of it within this time: it asks again after 30 s, and the
 /// rest is for clocks that run at different rates.
 pub const SEEN_WITHIN: Duration = Duration::from_secs(FRESH.as_secs() + 15);
 
