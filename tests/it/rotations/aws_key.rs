@@ -69,8 +69,9 @@ impl Scene {
     }
 
     async fn set_active(&self, key: &str, status: &str) {
-        let set = [("Action", "UpdateAccessKey"), ("UserName", &self.user), ("AccessKeyId", key), ("Status", status)];
-        iam(&set.map(|(name, value): (&str, &str)| (name, value)), "RequestId").await;
+        let user = self.user.as_str();
+        let set = [("Action", "UpdateAccessKey"), ("UserName", user), ("AccessKeyId", key), ("Status", status)];
+        iam(&set, "RequestId").await;
     }
 
     async fn current(&self) -> Value {
@@ -163,7 +164,8 @@ async fn a_user_without_room_or_with_other_keys_than_the_vault_knows_is_refused_
     assert_eq!(scene.keys().await, before);
     scene.w.is_as_before().await;
 
-    let delete = [("Action", "DeleteAccessKey"), ("UserName", scene.user.as_str()), ("AccessKeyId", &scene.first)];
+    let delete =
+        [("Action", "DeleteAccessKey"), ("UserName", scene.user.as_str()), ("AccessKeyId", scene.first.as_str())];
     iam(&delete, "RequestId").await;
     let reason = scene.w.world.discarded("rotate", &RotationWorld::args()).await;
     assert!(reason.contains("none of the keys of"), "{reason}");
