@@ -36,8 +36,8 @@ async fn iam(parameters: &[(&str, &str)], tag: &str) -> Vec<String> {
     let answer = called.send().await.unwrap();
     assert!(answer.status().is_success(), "{}", answer.status());
     let text = answer.text().await.unwrap();
-    let parts = text.split(&format!("<{tag}>")).skip(1);
-    parts.map(|part| part.split("</").next().unwrap().to_owned()).collect()
+    let tag = format!("<{tag}>");
+    text.split(&tag).skip(1).map(|part| part.split("</").next().unwrap().to_owned()).collect()
 }
 
 impl Scene {
