@@ -4,6 +4,8 @@ mod aws_key;
 mod configuration;
 mod engine;
 mod github_secret;
+mod kills;
+mod postgres;
 mod vercel;
 mod webhook;
 

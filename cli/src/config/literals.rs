@@ -11,6 +11,7 @@ const PLACES: [&[&str]; 19] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
+    &["amqp", "url"],
     &["vault", "identity"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],

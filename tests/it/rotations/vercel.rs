@@ -269,6 +269,7 @@ async fn what_is_there_in_another_form_is_refused_before_anything_is_changed() {
     let view = scene.drive(job).await;
     let reason = view.reason.unwrap_or_default();
     assert!(reason.contains("`APP_KEY`") && reason.contains("sensitive for production"), "{reason}");
+    assert!(reason.contains("everything was taken back"), "{reason}");
     assert_eq!(scene.vercel.count(&Method::POST, "/env"), 0);
     scene.w.is_as_before().await;
     scene.w.world.close().await;

@@ -4,6 +4,8 @@
 //! when it was changed, later than before, and not since; and, where a workflow is named, a run of it that ends well with the
 //! new value. Runs that have begun keep the old one, which is valid until the rotation's overlap is over.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,9 +16,8 @@ use schemas::{Names, Problem, Timestamp};
 use secrets::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::time::Duration;
 
-use super::{Consumer, Publication};
+use super::{Consumer, Publication, Touch};
 use crate::context::Context;
 use crate::github::{Advice, Repository, Sent};
 use crate::handler::{Failure, Handler, OrFail};
@@ -154,6 +155,23 @@ impl GithubSecret {
         format!("{what} the Actions secret `{}` of {}", self.config.secret, self.config.repository)
     }
 
+    /// What GitHub is sent, and when the secret was changed before that.
+    async fn sealed(
+        &self,
+        github: &Repository<'_>,
+        publication: &Publication<'_>,
+    ) -> Result<(Value, Option<Timestamp>), Failure> {
+        let text = self.config.value.render(publication.value)?;
+        if text.expose_secret().len() > LARGEST {
+            return Err(Failure::Discard(anyhow::anyhow!("{}: it has more than 48 KB", self.doing("putting"))));
+        }
+        let key: SealingKey =
+            github.get(&self.path("public-key"), "", "asking GitHub for the key to seal secrets with", &ADVICE).await?;
+        let before = self.updated_at(github).await?;
+        let sealed = seal(&key.key, &text, &mut OsRng)?;
+        Ok((json!({"encrypted_value": sealed, "key_id": key.key_id}), before))
+    }
+
     /// When GitHub says that it was changed; none where there is none.
     async fn updated_at(&self, github: &Repository<'_>) -> Result<Option<Timestamp>, Failure> {
         let told = github.get_if_there(&self.path(&self.config.secret), &self.doing("looking at"), &ADVICE).await?;
@@ -168,19 +186,14 @@ impl Consumer for GithubSecret {
     }
 
     async fn publish(&self, cx: &Context, publication: &Publication<'_>) -> Result<Value, Failure> {
-        let text = self.config.value.render(publication.value)?;
-        if text.expose_secret().len() > LARGEST {
-            return Err(Failure::Discard(anyhow::anyhow!("{}: it has more than 48 KB", self.doing("putting"))));
-        }
-        let github = self.repository(cx).await?;
-        let key: SealingKey =
-            github.get(&self.path("public-key"), "", "asking GitHub for the key to seal secrets with", &ADVICE).await?;
-        let before = self.updated_at(&github).await?;
-        let sealed = seal(&key.key, &text, &mut OsRng)?;
-        let body = json!({"encrypted_value": sealed, "key_id": key.key_id});
+        let touch = Touch::look(cx, &self.name, publication).await?;
+        let github = self.repository(cx).await.map_err(|failure| touch.refused(failure))?;
+        let (body, before) = self.sealed(&github, publication).await.map_err(|failure| touch.refused(failure))?;
+        touch.begin(cx).await?;
         match github.put(&self.path(&self.config.secret), &body, &self.doing("putting"), &ADVICE).await {
             Sent::Done(_) => {}
-            Sent::Refused(failure) | Sent::Unknown(failure) => return Err(failure),
+            Sent::Refused(failure) => return Err(touch.refused(failure)),
+            Sent::Unknown(failure) => return Err(failure),
         }
         match self.updated_at(&github).await? {
             Some(updated_at) if before.is_none_or(|before| before < updated_at) => {

@@ -23,8 +23,8 @@ pub use vercel::{HealthConfig, VercelConfig};
 /// While a rotation has not finished, both values are valid, and the vault's current version is the old one. If any consumer
 /// fails for good, or is not proven in time, all of them are given the old value again, by a publication with another id.
 ///
-/// Steps of theirs are named by the consumer and the publication. Both methods may be called again after an attempt that was killed anywhere in them. No error, log line, span or receipt
-/// holds a value. What may pass is [`Failure::Retry`]; what waits for the other side (a deployment that is being built),
+/// Steps of theirs are named by the consumer and the publication. Both methods may be called again after an attempt that was
+/// killed anywhere in them. No error, log line, span or receipt holds a value. What may pass is [`Failure::Retry`]; what waits for the other side (a deployment that is being built),
 /// [`Failure::Snooze`]; a definite no, [`Failure::Discard`], which ends the rotation.
 #[async_trait]
 pub trait Consumer: Send + Sync {
@@ -33,7 +33,8 @@ pub trait Consumer: Send + Sync {
 
     /// Gives it the value, and whatever it needs to take it up (a redeployment). What an earlier call with the same
     /// [`Publication::id`] began is looked up and gone on with, not begun again. The receipt is kept in the ledger for
-    /// [`Consumer::prove`]: a small JSON value.
+    /// [`Consumer::prove`]: a small JSON value. [`Failure::Cancelled`] is a definite no before anything was changed there:
+    /// such a consumer needs nothing back.
     async fn publish(&self, cx: &Context, publication: &Publication<'_>) -> Result<Value, Failure>;
 
     /// Proves that it uses what was published: not that it was told, but that it works with it.
@@ -55,6 +56,34 @@ impl Publication<'_> {
         let Some(key) = key else { return Ok(self.value.expose_secret().into()) };
         field(self.value, key)
             .ok_or_else(|| Failure::Discard(anyhow::anyhow!("the secret has no field `{key}` in the vault")))
+    }
+}
+
+/// Whether an attempt may have changed something at a consumer, for a publication.
+struct Touch {
+    step: String,
+    before: bool,
+}
+
+impl Touch {
+    /// Looks whether an earlier attempt may have.
+    async fn look(cx: &Context, consumer: &str, publication: &Publication<'_>) -> Result<Self, Failure> {
+        let step = format!("change {consumer} {}", publication.id);
+        let before = cx.steps().await?.iter().any(|known| known.name == step);
+        Ok(Self { step, before })
+    }
+
+    /// From here on something may be changed: written down first.
+    async fn begin(&self, cx: &Context) -> Result<(), Failure> {
+        cx.step::<()>(&self.step).await.map(drop)
+    }
+
+    /// A definite no, where this attempt has changed nothing: if no earlier one has either, nothing is to be given back.
+    fn refused(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Discard(error) if !self.before => Failure::Cancelled(format!("{error:#}")),
+            other => other,
+        }
     }
 }
 

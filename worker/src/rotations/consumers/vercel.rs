@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use schemas::{Names, Problem};
+use secrets::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Consumer, Publication};
+use super::{Consumer, Publication, Touch};
 use crate::context::Context;
 use crate::handler::{Failure, OrFail};
 use crate::rotations::template::SecretTemplate;
@@ -122,6 +123,9 @@ fn is_variable(name: &str) -> bool {
         && name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
 }
 
+/// What needs the connection.
+const WHOSE: &str = "the rotation sets variables at Vercel";
+
 /// What was begun at Vercel.
 #[derive(Serialize, Deserialize)]
 struct Receipt {
@@ -139,6 +143,17 @@ impl Variables {
     pub(super) fn new(name: &str, config: VercelConfig) -> Self {
         Self { name: name.to_owned(), config }
     }
+
+    /// The texts of all variables; refused where one could not be set, before any is.
+    async fn look(&self, cx: &Context, publication: &Publication<'_>) -> Result<Vec<(&str, SecretString)>, Failure> {
+        let vercel = Vercel::connect(cx, WHOSE).await?;
+        let mut texts = Vec::new();
+        for (variable, template) in &self.config.variables {
+            variables::find(&vercel, &self.config, variable).await?;
+            texts.push((variable.as_str(), template.render(publication.value)?));
+        }
+        Ok(texts)
+    }
 }
 
 #[async_trait]
@@ -148,10 +163,12 @@ impl Consumer for Variables {
     }
 
     async fn publish(&self, cx: &Context, publication: &Publication<'_>) -> Result<Value, Failure> {
-        let vercel = Vercel::connect(cx, "the rotation sets variables at Vercel").await?;
-        for (variable, template) in &self.config.variables {
-            let text = template.render(publication.value)?;
-            variables::put(&vercel, &self.config, variable, &text, publication.id).await?;
+        let touch = Touch::look(cx, &self.name, publication).await?;
+        let texts = self.look(cx, publication).await.map_err(|failure| touch.refused(failure))?;
+        let vercel = Vercel::connect(cx, WHOSE).await?;
+        touch.begin(cx).await?;
+        for (variable, text) in &texts {
+            variables::put(&vercel, &self.config, variable, text, publication.id).await?;
         }
         let deployment = if self.config.redeploys() {
             Some(deploying::made_again(cx, &vercel, self, publication.id).await?)
@@ -163,7 +180,7 @@ impl Consumer for Variables {
 
     async fn prove(&self, cx: &Context, publication: &Publication<'_>, receipt: &Value) -> Result<(), Failure> {
         let receipt: Receipt = serde_json::from_value(receipt.clone()).or_discard("reading a receipt")?;
-        let vercel = Vercel::connect(cx, "the rotation sets variables at Vercel").await?;
+        let vercel = Vercel::connect(cx, WHOSE).await?;
         let deployment = match &receipt.deployment {
             Some(id) => Some(deploying::ready(&vercel, &self.config, id).await?),
             None => None,

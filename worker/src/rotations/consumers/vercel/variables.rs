@@ -23,7 +23,7 @@ const ADVICE: Advice = Advice {
 /// A variable as Vercel lists it. Its value is not read.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Listed {
+pub(super) struct Listed {
     key: String,
     #[serde(rename = "type")]
     kind: String,
@@ -114,7 +114,7 @@ pub(super) async fn still_there(
 }
 
 /// The variable in these environments, if there is one.
-async fn find(vercel: &Vercel<'_>, config: &VercelConfig, name: &str) -> Result<Option<Listed>, Failure> {
+pub(super) async fn find(vercel: &Vercel<'_>, config: &VercelConfig, name: &str) -> Result<Option<Listed>, Failure> {
     let what = format!("looking at the variables of the project `{}`", config.project);
     let list: List = vercel.get(&["v10", "projects", &config.project, "env"], "", &what, &ADVICE).await?;
     let wanted: Vec<&str> = config.targets.iter().map(|target| target.name()).collect();
