@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use producer::{Door, DoorConfig, Scheduler, SchedulerConfig, Sources, Spool, SpoolLimits};
-use queue::{NoticeOfDiscard, Queue, QueueConfig};
+use queue::{NoticeOfDiscard, NoticeOfForgetting, Queue, QueueConfig};
 use schemas::Catalog;
 use secrets::vaults::{AwsVault, FileVault, Vault, VaultError};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
@@ -40,6 +40,7 @@ pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Role
     let queue = QueueConfig {
         notice: notice(config),
         keep: config.queue.keep.into(),
+        before_forgetting: before_forgetting(config),
         ..QueueConfig::new(ledger_text, broker_text)
     };
     let queue = Queue::open(&queue).await?;
@@ -62,6 +63,12 @@ pub(crate) async fn resolve_address(
 pub(crate) fn notice(config: &Config) -> Option<NoticeOfDiscard> {
     let channel = config.defaults.on_failure.as_ref()?;
     Some(worker::notice::on_discard(channel, Catalog::clone(&config.startable.catalog)))
+}
+
+/// Who is told before events that wait for a person are forgotten.
+fn before_forgetting(config: &Config) -> Option<NoticeOfForgetting> {
+    let channel = config.defaults.on_failure.as_ref()?;
+    Some(worker::notice::before_forgetting(channel, Catalog::clone(&config.startable.catalog)))
 }
 
 /// What fires the schedules that are configured. Without any there is one too: producers with an older configuration are

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use queue::Waiting;
 use queue::bell::Bells;
 use queue::ledger::{
     Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey, Herald, Hold,
@@ -153,6 +154,15 @@ impl Upkeep for FaultyLedger {
 
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         self.pass("forget")?.forget(older_than, limit).await
+    }
+
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError> {
+        self.pass("waiting_events")?.waiting_events(since, before, named).await
     }
 
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {

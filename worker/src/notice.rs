@@ -3,9 +3,10 @@
 //! stored in the transaction that completes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use queue::{MissedTimes, NoticeOfDiscard, NoticeOfMissed};
-use schemas::{Catalog, JobId, NewJob, Problem, Timestamp};
+use queue::{MissedTimes, NoticeOfDiscard, NoticeOfForgetting, NoticeOfMissed, Waiting};
+use schemas::{Catalog, JobId, NewJob, Problem, Timestamp, period};
 use serde_json::to_value;
 use tracing::error;
 
@@ -48,9 +49,25 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
             severity: Some(Severity::Warning),
             ..Notify::default()
         };
-        let args = to_value(&notify).map_err(|error| Problem::new(error.to_string()));
-        args.and_then(|args| catalog.job(Notify::KIND, &args, now))
+        made(&notify, &catalog, now)
             .inspect_err(|problem| error!(schedule = missed.schedule, %problem, "nobody is told about missed times"))
+            .ok()
+    })
+}
+
+/// Tells the given channel about events that wait for a person, before they are forgotten.
+pub fn before_forgetting(channel: &str, catalog: Catalog) -> NoticeOfForgetting {
+    let channel = channel.to_owned();
+    Arc::new(move |waiting, within, now| {
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some("Events that wait for you will be forgotten".to_owned()),
+            text: Some(words_of(waiting, within)),
+            severity: Some(Severity::Warning),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(%problem, "nobody is told about events that will be forgotten"))
             .ok()
     })
 }
@@ -91,6 +108,17 @@ pub fn on_copies(channel: &str, catalog: Catalog) -> NoticeOfCopies {
             .inspect_err(|problem| error!(%problem, "nobody is told about the ledger's copies"))
             .ok()
     })
+}
+
+fn words_of(waiting: &Waiting, within: Duration) -> String {
+    let Waiting { held, quarantined, oldest } = waiting;
+    let ids = oldest.iter().map(|id| format!("nightporter events show {id}\n")).collect::<Vec<_>>().concat();
+    format!(
+        "{held} events are held and {quarantined} are in quarantine, and nobody has looked after them. Within {} the first \
+         of them lose what their senders wrote, or go ([queue] keep).\n\nThe oldest:\n{ids}\nA held one has its work by:\n\
+         nightporter events release ID --reason '...'",
+        period::write(within)
+    )
 }
 
 /// Makes the job that tells people that a job which was given up is done after all: its id, its kind.
@@ -234,6 +262,19 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("nightporter schedules run nightly"), "{text}");
+    }
+
+    #[test]
+    fn what_will_be_forgotten_is_counted_named_and_said_how_to_look_at() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = before_forgetting("oncall", crate::jobs::registry().catalog(names));
+        let oldest = vec![schemas::EventId::at(Timestamp::UNIX_EPOCH)];
+        let waiting = Waiting { held: 3, quarantined: 2, oldest };
+        let job = notice(&waiting, Duration::from_hours(72), Timestamp::UNIX_EPOCH).unwrap();
+        let args: Value = serde_json::from_str(job.args.get()).unwrap();
+        let text = args["text"].as_str().unwrap();
+        assert!(text.starts_with("3 events are held and 2 are in quarantine") && text.contains("Within 3d"), "{text}");
+        assert!(text.contains(&format!("nightporter events show {}", waiting.oldest[0])), "{text}");
     }
 
     #[test]

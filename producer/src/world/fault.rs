@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use async_trait::async_trait;
+use queue::Waiting;
 use queue::bell::Bells;
 use queue::ledger::*;
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
@@ -106,6 +107,15 @@ impl Upkeep for Faulty {
     }
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         self.ledger.forget(older_than, limit).await
+    }
+
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError> {
+        self.ledger.waiting_events(since, before, named).await
     }
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         self.ledger.review(limit, now).await

@@ -456,4 +456,6 @@ pub struct Horizons {
     pub events: Option<Timestamp>,
     /// Jobs and whole runs with all that belongs to them, by when they ended.
     pub jobs: Option<Timestamp>,
+    /// Of events that are held or in quarantine, and their bodies, only what was received before this; none: all alike.
+    pub waiting: Option<Timestamp>,
 }

@@ -11,13 +11,16 @@
 
 mod announcing;
 mod asks;
+mod cancel;
 mod door;
 mod firing;
 mod postgres;
 mod recovery;
+mod replay;
 mod rows;
 mod snapshot;
 mod sqlite;
+mod storing;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +36,7 @@ use serde_json::value::RawValue;
 use crate::OpenError;
 use crate::bell::Bells;
 use crate::config::NoticeOfDiscard;
+use crate::forgetting::Waiting;
 
 pub use announcing::*;
 pub use asks::*;
@@ -131,6 +135,15 @@ pub trait Upkeep: Send + Sync {
     /// Forgets what is older than it is to be kept, the oldest first, at most `limit` of each; how many of what there were
     /// most. Jobs and runs that have not ended are never forgotten, and neither are keys: what was done is not done again.
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError>;
+
+    /// The events that are held or in quarantine and were received from `since` (if any) until before `before`: how many,
+    /// and the `named` oldest.
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError>;
 
     /// The whole ledger as it stands now, where it is a file, unless nothing was written since that version. Whoever
     /// writes goes on.

@@ -21,6 +21,9 @@ on_every_vault!(
 /// begin, create, set, test, publish, prove, finish, retire.
 const STEPS: usize = 8;
 
+/// What the commands show.
+const TOKEN: &str = "of the operators of this test";
+
 struct KillWorld {
     house: House,
     server: PostgresServer,
@@ -38,6 +41,7 @@ impl KillWorld {
             ("AWS_ACCESS_KEY_ID", "test"),
             ("AWS_SECRET_ACCESS_KEY", "test"),
             ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("NIGHTPORTER_TOKEN", TOKEN),
         ]);
         let config = format!(
             r#"
@@ -45,6 +49,7 @@ impl KillWorld {
 listen = "127.0.0.1:0"
 [operators]
 listen = "127.0.0.1:0"
+token = "{TOKEN}"
 [vault]
 {vault}
 [databases.main]
@@ -74,9 +79,18 @@ file = {{ path = "{file}" }}
                 break status;
             }
             assert!(Instant::now() < deadline, "it never came to `{point}`");
-            if !started && dying.server().is_some() {
+            if let (false, Some(operators)) = (started, dying.operators()) {
                 // It may die before it answers; the job is stored by then.
-                self.house.run(&["run", "rotate", "--with", "rotation=app", "--json"]);
+                self.house.run(&[
+                    "run",
+                    "rotate",
+                    "--with",
+                    "rotation=app",
+                    "--reason",
+                    "a test",
+                    "--server",
+                    &operators,
+                ]);
                 std::fs::write(self.house.path("started"), "").unwrap();
                 started = true;
             }
@@ -94,8 +108,8 @@ file = {{ path = "{file}" }}
     async fn settle(&self) {
         let up = self.house.start("up");
         let job = tests::porter::eventually("the rotation has ended", async || {
-            let jobs = self.house.run(&["jobs", "list", "--json"]).exits(0).json();
-            let jobs = jobs.as_array().or_else(|| jobs["jobs"].as_array()).cloned().unwrap_or_default();
+            let jobs = self.house.run(&["jobs", "list", "--json", "--server", &up.operators()]).exits(0).json();
+            let jobs = jobs.as_array().cloned().unwrap_or_default();
             assert_eq!(jobs.len(), 1, "{jobs:?}");
             let state = jobs[0]["state"].as_str().unwrap_or_default().to_owned();
             ["completed", "discarded", "cancelled"].contains(&state.as_str()).then(|| jobs[0].clone())

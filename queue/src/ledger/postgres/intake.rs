@@ -9,13 +9,14 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::super::door::Aftermath;
+use super::super::firing::carry_out;
 use super::super::rows::{HELD, micros, storable};
 use super::super::{
     Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Progress,
     Receipt, Repeats,
 };
 use super::door::{settle, take_turn};
-use super::firing::{carry_out, meet};
+use super::firing::meet;
 use super::storing::{JobRows, any_gated, enqueued, insert_jobs, insert_run, jobs_of};
 use super::{Postgres, begin, begin_on, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
@@ -116,7 +117,7 @@ impl Intake for Postgres {
                 return Ok(Fired::Outdated);
             }
             let mut after = Aftermath::default();
-            let mut fired = carry_out(&mut tx, firing, &mut after, now).await?;
+            let mut fired = carry_out(&mut *tx, firing, &mut after, now).await?;
             if fired == Fired::Before {
                 return Ok(fired);
             }

@@ -18,9 +18,11 @@ mod forget;
 mod intake;
 mod kept;
 mod pooler;
+mod replay;
 mod retry;
 mod runs;
 mod storing;
+mod tokens;
 mod upkeep;
 mod work;
 

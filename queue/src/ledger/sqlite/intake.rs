@@ -9,13 +9,14 @@ use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::super::door::Aftermath;
+use super::super::firing::carry_out;
 use super::super::rows::{HELD, micros, moment, standing_of_repeat};
 use super::super::{
     Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Progress,
     Receipt, Repeats,
 };
 use super::door::settle;
-use super::firing::{carry_out, meet};
+use super::firing::meet;
 use super::storing::{hex, insert_jobs, insert_run};
 use super::writer::SharedWrite;
 use super::{Sqlite, commit, in_time, unavailable};
@@ -71,7 +72,7 @@ impl Intake for Sqlite {
                 return Ok(Fired::Outdated);
             }
             let mut after = Aftermath::default();
-            let mut fired = carry_out(&mut tx, firing, &mut after, now).await?;
+            let mut fired = carry_out(&mut *tx, firing, &mut after, now).await?;
             if fired == Fired::Before {
                 return Ok(fired);
             }
