@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::commands::{
     approvals, audit, backups, bench, check, completions, demo, doctor, events, explain, jobs, queues, run, runs,
-    schedules, schemas, serve, token, trigger, up, work,
+    schedules, schemas, secrets, serve, token, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -90,6 +90,9 @@ pub(crate) enum Command {
     /// Backups: what lies in the stores.
     #[command(subcommand)]
     Backups(backups::Command),
+    /// Secrets: what lies in the vault; their values are never shown.
+    #[command(subcommand)]
+    Secrets(secrets::Command),
     /// Approvals: jobs that wait for a person's word.
     #[command(subcommand)]
     Approvals(approvals::Command),

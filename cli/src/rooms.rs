@@ -9,14 +9,14 @@ use std::sync::Arc;
 use producer::{Door, DoorConfig, Scheduler, SchedulerConfig, Sources, Spool, SpoolLimits};
 use queue::{NoticeOfDiscard, Queue, QueueConfig};
 use schemas::Catalog;
-use secrets::vaults::{AwsVault, Vault};
+use secrets::vaults::{AwsVault, FileVault, Vault, VaultError};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use tracing::warn;
 use uuid::Uuid;
 use worker::notice::Resolution;
 
 use crate::client::token_path;
-use crate::config::{Address, Config, VaultAddress, sqlite_path};
+use crate::config::{Address, Config, VaultAddress, VaultSection, sqlite_path};
 use crate::failure::{Failure, with_causes};
 use crate::server::Roles;
 
@@ -119,13 +119,30 @@ pub(crate) async fn resolve(secret: &SecretText, resolver: &Resolver, what: &str
 
 /// What resolves the configuration's secrets.
 pub(crate) async fn resolver(config: &Config) -> Arc<Resolver> {
-    let vault: Option<Arc<dyn Vault>> = match &config.vault {
-        Some(VaultAddress { region, endpoint }) => {
+    Arc::new(Resolver::new(vault(config).await))
+}
+
+/// The vault that is configured.
+async fn vault(config: &Config) -> Option<Arc<dyn Vault>> {
+    let section = config.vault.as_ref()?;
+    match &section.url {
+        VaultAddress::Aws { region, endpoint } => {
             Some(Arc::new(AwsVault::open(region.clone(), endpoint.clone()).await))
         }
-        None => None,
-    };
-    Arc::new(Resolver::new(vault))
+        VaultAddress::File(path) => Some(Arc::new(file_vault(section, path)?)),
+    }
+}
+
+/// Whether the vault opens and has a second key, where it is a file.
+pub(crate) async fn examine_file_vault(config: &Config) -> Option<Result<(), VaultError>> {
+    let section = config.vault.as_ref()?;
+    let VaultAddress::File(path) = &section.url else { return None };
+    Some(file_vault(section, path)?.examine().await)
+}
+
+/// The vault in that file.
+pub(crate) fn file_vault(section: &VaultSection, path: &Path) -> Option<FileVault> {
+    Some(FileVault::new(path, section.identity.clone()?, section.recipients.clone()))
 }
 
 /// The token that callers of the API show: the configured one, or one in a file beside the `SQLite` ledger, made where

@@ -17,6 +17,7 @@ pub struct Names {
     pub channels: BTreeSet<String>,
     pub credentials: BTreeSet<String>,
     pub programs: BTreeSet<String>,
+    pub rotations: BTreeSet<String>,
     /// Runbooks, with the names of their inputs.
     pub runbooks: BTreeMap<String, BTreeSet<String>>,
 }
@@ -110,20 +111,22 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// Every key that a job of today could name: those of the databases, the channels and the kinds.
+    /// Every key that a job of today could name: those of the databases, the rotations, the channels and the kinds.
     pub fn keys(&self) -> BTreeSet<String> {
         let named = |of: &str, names: &BTreeSet<String>| -> Vec<String> {
             names.iter().map(|name| format!("{of}:{name}")).collect()
         };
         let kinds = self.kinds.keys().map(|kind| format!("kind:{kind}"));
         let databases = named("database", &self.names.databases);
-        databases.into_iter().chain(named("channel", &self.names.channels)).chain(kinds).collect()
+        let rotations = named("rotation", &self.names.rotations);
+        databases.into_iter().chain(rotations).chain(named("channel", &self.names.channels)).chain(kinds).collect()
     }
 
-    /// The keys that jobs look at: those of the databases, at which they exclude each other, and those that the
-    /// configuration limits. The others cost nothing and hold nothing back.
+    /// The keys that jobs look at: those of the databases and rotations, at which they exclude each other, and those that
+    /// the configuration limits. The others cost nothing and hold nothing back.
     pub fn live_keys(&self) -> BTreeSet<String> {
-        let exclusive = self.keys().into_iter().filter(|key| key.starts_with("database:"));
+        let is_exclusive = |key: &String| key.starts_with("database:") || key.starts_with("rotation:");
+        let exclusive = self.keys().into_iter().filter(is_exclusive);
         exclusive.chain(self.limits.keys().cloned()).collect()
     }
 

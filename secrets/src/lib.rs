@@ -8,5 +8,5 @@ mod resolver;
 pub mod vaults;
 
 pub use reference::{ReferenceError, SecretText};
-pub use resolver::{ResolveError, Resolver};
+pub use resolver::{ResolveError, Resolver, field};
 pub use secrecy::{ExposeSecret, SecretString};

@@ -68,6 +68,17 @@ impl Resolver {
         Self { vault, cache: Mutex::default() }
     }
 
+    /// The vault that it asks.
+    pub fn vault(&self) -> Option<&Arc<dyn Vault>> {
+        self.vault.as_ref()
+    }
+
+    /// Looks a secret up anew from now on: its current version is another one. Other processes see that when their own
+    /// short cache has run out.
+    pub fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
     /// The value of a text, its references resolved.
     pub async fn resolve(&self, text: &SecretText) -> Result<SecretString, ResolveError> {
         let mut value = String::new();
@@ -123,7 +134,8 @@ impl Resolver {
     }
 }
 
-fn field(secret: &SecretString, key: &str) -> Option<SecretString> {
+/// A field of a secret that is a JSON object.
+pub fn field(secret: &SecretString, key: &str) -> Option<SecretString> {
     let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(secret.expose_secret()).ok()?;
     match fields.get(key)? {
         serde_json::Value::String(text) => Some(text.as_str().into()),
@@ -138,18 +150,42 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+    use crate::vaults::{Described, Token};
 
     #[derive(Default)]
     struct Counting(AtomicU32);
 
+    type Answer<T> = Result<T, VaultError>;
+
     #[async_trait]
     impl Vault for Counting {
-        async fn current(&self, name: &str) -> Result<SecretString, VaultError> {
+        async fn current(&self, name: &str) -> Answer<SecretString> {
             self.0.fetch_add(1, Ordering::SeqCst);
             match name {
                 "app/db" => Ok(r#"{"url": "postgres://x", "port": 5432}"#.into()),
                 _ => Err(VaultError::NotFound),
             }
+        }
+        async fn value(&self, _: &str, _: &Token) -> Answer<SecretString> {
+            unreachable!()
+        }
+        async fn describe(&self, _: &str) -> Answer<Described> {
+            unreachable!()
+        }
+        async fn list(&self) -> Answer<Vec<Described>> {
+            unreachable!()
+        }
+        async fn create(&self, _: &str, _: &Token, _: &SecretString) -> Answer<()> {
+            unreachable!()
+        }
+        async fn put_pending(&self, _: &str, _: &Token, _: &SecretString) -> Answer<()> {
+            unreachable!()
+        }
+        async fn promote(&self, _: &str, _: &Token, _: &Token) -> Answer<()> {
+            unreachable!()
+        }
+        async fn drop_pending(&self, _: &str, _: &Token) -> Answer<()> {
+            unreachable!()
         }
     }
 
@@ -176,6 +212,9 @@ mod tests {
         tokio::time::advance(FRESH).await;
         resolve(&resolver, "${vault:app/db#url}").await.unwrap();
         assert_eq!(vault.0.load(Ordering::SeqCst), 2);
+        resolver.forget("app/db");
+        resolve(&resolver, "${vault:app/db#url}").await.unwrap();
+        assert_eq!(vault.0.load(Ordering::SeqCst), 3);
     }
 
     #[tokio::test]

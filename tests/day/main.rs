@@ -5,9 +5,11 @@ mod checks;
 mod clock;
 mod patience;
 mod report;
+mod rotation;
 mod senders;
 mod shop;
 mod team;
+mod vault;
 mod week;
 
 use std::path::{Path, PathBuf};

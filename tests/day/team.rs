@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::patience::wait_for;
 use crate::shop::Shop;
+use crate::vault;
 
 /// 24 bytes in base64: the team's, and Clerk's.
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -38,6 +39,8 @@ pub(crate) struct Team {
     pub(crate) workers: Vec<Machine>,
     /// How many machines were lost.
     pub(crate) lost: usize,
+    /// What the names of its secrets begin with.
+    pub(crate) prefix: String,
     token: String,
     config: String,
 }
@@ -54,7 +57,7 @@ impl Team {
         let clock = Clock::of_the_environment(&tests::server(tests::postgres::SERVER))?;
         // Before anybody looks at it: what passed until then is no downtime.
         clock.advance_to(now).await?;
-        let shop = Shop::open().await;
+        let shop = Shop::open().await?;
         let github = Github::default();
         let (chat, bucket) = (Receiver::start().await, Bucket::on_server().await);
         let ledger = tests::postgres::fresh_database().await;
@@ -65,10 +68,11 @@ impl Team {
             ("webhooks", json!({"github": GITHUB_SECRET, "clerk": WEBHOOK_SECRET, "team": WEBHOOK_SECRET})),
             ("github", json!({"token": TOKEN})),
             ("database", json!({"url": shop.url})),
+            ("shop", json!({"url": shop.first_address()})),
             ("store", json!({"credentials": CREDENTIALS})),
         ];
         for (name, value) in secrets {
-            keep_secret(&bucket.endpoint, &format!("{prefix}/{name}"), &value).await?;
+            vault::keep(&bucket.endpoint, &format!("{prefix}/{name}"), &value).await?;
         }
         let config = include_str!("nightporter.toml")
             .replace("{prefix}", &prefix)
@@ -77,11 +81,12 @@ impl Team {
             .replace("{aws}", &bucket.endpoint)
             .replace("{github}", github.start().await.as_str())
             .replace("{store}", &bucket.store_url())
-            .replace("{team}", &chat.url);
+            .replace("{team}", &chat.url)
+            .replace("{role}", &shop.role);
         let [porter, one, two] = ["serve", "work", "work"].map(|role| Machine::start(&config, &token, &clock, role));
         let http = worker::world::http_client();
         let workers = vec![one, two];
-        Ok(Self { clock, shop, github, chat, bucket, ledger, http, porter, workers, lost: 0, token, config })
+        Ok(Self { clock, shop, github, chat, bucket, ledger, http, porter, workers, lost: 0, prefix, token, config })
     }
 
     /// What the operators' API answers.
@@ -150,20 +155,4 @@ impl Machine {
         let process = house.start(role);
         Self { house, process }
     }
-}
-
-/// Puts a secret into the vault.
-async fn keep_secret(endpoint: &str, name: &str, value: &Value) -> Result<()> {
-    let request = json!({"Name": name, "SecretString": value.to_string(), "ClientRequestToken": Uuid::new_v4()});
-    let signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, \
-                  Signature=none";
-    let kept = worker::world::http_client()
-        .post(endpoint)
-        .header("x-amz-target", "secretsmanager.CreateSecret")
-        .header("content-type", "application/x-amz-json-1.1")
-        .header("authorization", signed)
-        .body(request.to_string());
-    let answer = kept.send().await.context("the vault does not answer")?;
-    ensure!(answer.status().is_success(), "the vault does not take {name}: {}", answer.status());
-    Ok(())
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::patience::wait_for;
 use crate::report::Report;
+use crate::rotation;
 use crate::senders::Senders;
 use crate::shop::{self, Counts};
 use crate::team::{PATIENCE, Team};
@@ -95,6 +96,10 @@ impl Week {
         }
         if self.is_day_of(3, day) {
             self.failing_deploy(report).await?;
+        }
+        if self.is_day_of(4, day) {
+            self.team.at_rest().await?;
+            rotation::rotate(&self.team, report).await?;
         }
         if self.is_day_of(5, day) {
             self.lost_porter(report).await?;

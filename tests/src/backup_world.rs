@@ -8,6 +8,7 @@ use queue::ledger::{Claim, Operator};
 use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::JobView;
 use schemas::{JobId, JobState, Timestamp, WorkerId};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretText};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
@@ -28,6 +29,7 @@ pub struct BackupWorld {
     /// Where the ledger lies.
     pub folder: TempDir,
     config: WorldConfig,
+    vault: Option<Arc<dyn Vault>>,
     registry: Arc<Registry>,
     worker: Option<(CancellationToken, JoinHandle<()>)>,
     upkeep: (CancellationToken, JoinHandle<()>),
@@ -41,15 +43,29 @@ impl BackupWorld {
 
     /// A world of this configuration, and a worker that runs.
     pub async fn of(config: WorldConfig) -> Self {
-        Self::with_clock(config, LedgerClock::sampled).await
+        Self::with_clock(config, None, LedgerClock::sampled).await
+    }
+
+    /// The same, with a vault.
+    pub async fn with_vault(config: WorldConfig, vault: Arc<dyn Vault>) -> Self {
+        Self::with_clock(config, Some(vault), LedgerClock::sampled).await
+    }
+
+    /// The same, with a clock that stands still until [`BackupWorld::pass`].
+    pub async fn with_vault_by_hand(config: WorldConfig, vault: Arc<dyn Vault>) -> Self {
+        Self::with_clock(config, Some(vault), LedgerClock::by_hand).await
     }
 
     /// The same, with a clock that stands still until [`BackupWorld::pass`].
     pub async fn by_hand(config: WorldConfig) -> Self {
-        Self::with_clock(config, LedgerClock::by_hand).await
+        Self::with_clock(config, None, LedgerClock::by_hand).await
     }
 
-    async fn with_clock(config: WorldConfig, clock: fn(Timestamp) -> LedgerClock) -> Self {
+    async fn with_clock(
+        config: WorldConfig,
+        vault: Option<Arc<dyn Vault>>,
+        clock: fn(Timestamp) -> LedgerClock,
+    ) -> Self {
         let folder = TempDir::new().expect("a folder");
         let ledger = format!("sqlite:{}", folder.path().join("ledger.db").display());
         let queue = Queue::open(&QueueConfig::new(ledger, "in-process")).await.expect("a queue");
@@ -59,7 +75,7 @@ impl BackupWorld {
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
         let registry = Arc::new(worker::jobs::registry());
-        let mut world = Self { queue, folder, config, registry, worker: None, upkeep };
+        let mut world = Self { queue, folder, config, vault, registry, worker: None, upkeep };
         world.start_worker();
         world
     }
@@ -73,7 +89,7 @@ impl BackupWorld {
 
     /// Starts a worker; there is none.
     pub fn start_worker(&mut self) {
-        let world = World::new(self.config.clone(), Arc::new(Resolver::default()), http());
+        let world = World::new(self.config.clone(), Arc::new(Resolver::new(self.vault.clone())), http());
         // A worker that is stopped here gives its jobs back at once, like one that is killed.
         let config = WorkerConfig { grace: Duration::ZERO, ..WorkerConfig::default() };
         let worker = Worker::new(self.queue.clone(), Arc::clone(&self.registry), Arc::new(world), config);

@@ -22,10 +22,12 @@ pub mod proxy;
 pub mod rabbit_cluster;
 pub mod rabbitmq;
 pub mod receiver;
+pub mod rotation_world;
 pub mod s3;
 pub mod sender;
 pub mod services;
 pub mod transitions;
+pub mod vaults;
 pub mod vercel;
 
 /// Whether the long forms of tests were asked for; the short ones print how much they did.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use queue::Queue;
 use queue::kill_point::reached;
 use queue::ledger::LedgerError;
-use schemas::{AttemptId, ClaimedJob, EventId, RunId, StepState, Timestamp};
+use schemas::{AttemptId, ClaimedJob, EventId, RunId, StepRecord, StepState, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
@@ -74,6 +74,12 @@ impl Context {
             Some(run) => self.queue.ledger().outputs(run).await.or_retry("reading the outputs of the run"),
             None => Ok(json!({})),
         }
+    }
+
+    /// The steps so far, without coming to any.
+    pub async fn steps(&self) -> Result<Vec<StepRecord>, Failure> {
+        let job = self.queue.ledger().job(self.job.attempt.job).await.or_retry("reading the steps of the job")?;
+        Ok(job.map(|job| job.steps).unwrap_or_default())
     }
 
     /// Comes to a step: a named checkpoint, unique in the job. It is written as started, fenced, before this returns,

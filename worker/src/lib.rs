@@ -1,6 +1,7 @@
 //! The worker: jobs out of the queue, effects into the world.
 //!
-//! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`] and [`channels`].
+//! A job kind is one file in [`jobs`]; what kinds act on are the seams [`databases`], [`stores`],
+//! [`channels`] and [`rotations`].
 
 mod assertion;
 pub mod backups;
@@ -24,6 +25,7 @@ mod outside;
 pub mod programs;
 pub mod registry;
 pub mod rest;
+pub mod rotations;
 pub mod rows;
 pub mod stores;
 pub mod vercel;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::{Catalog, LimitConfig, Names, Runbook};
+use secrets::vaults::Vault;
 use secrets::{Resolver, SecretString, SecretText};
 
 use crate::backups::Seal;
@@ -13,6 +14,7 @@ use crate::credentials::CredentialsConfig;
 use crate::databases::{Database, DatabaseConfig};
 use crate::handler::{Failure, OrFail};
 use crate::programs::ProgramConfig;
+use crate::rotations::RotationConfig;
 use crate::stores::{Store, StoreConfig};
 
 /// What is configured.
@@ -24,6 +26,7 @@ pub struct WorldConfig {
     pub channels: BTreeMap<String, ChannelConfig>,
     pub credentials: BTreeMap<String, CredentialsConfig>,
     pub programs: BTreeMap<String, ProgramConfig>,
+    pub rotations: BTreeMap<String, RotationConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
     pub runbooks: Arc<BTreeMap<String, Runbook>>,
@@ -136,6 +139,18 @@ impl World {
         self.config.programs.get(name).ok_or_else(|| unknown("program", name))
     }
 
+    /// How the rotation of that name is configured.
+    pub fn rotation(&self, name: &str) -> Result<&RotationConfig, Failure> {
+        self.config.rotations.get(name).ok_or_else(|| unknown("rotation", name))
+    }
+
+    /// The vault.
+    pub fn vault(&self) -> Result<&Arc<dyn Vault>, Failure> {
+        let none =
+            || anyhow::anyhow!("there is no vault in this worker's configuration: add [vault] and retry the job");
+        self.secrets.vault().ok_or_else(|| Failure::Discard(none()))
+    }
+
     /// The runbook of that name.
     pub fn runbook(&self, name: &str) -> Result<&Runbook, Failure> {
         self.config.runbooks.get(name).ok_or_else(|| unknown("runbook", name))
@@ -169,6 +184,7 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
+            rotations: self.rotations.keys().cloned().collect(),
             runbooks: self
                 .runbooks
                 .iter()

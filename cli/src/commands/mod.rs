@@ -18,6 +18,7 @@ pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod schedules;
 pub(crate) mod schemas;
+pub(crate) mod secrets;
 pub(crate) mod serve;
 pub(crate) mod token;
 pub(crate) mod trigger;
@@ -46,6 +47,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Schedules(command) => schedules::run(command, global).await,
         Command::Queues(command) => queues::run(command, global).await,
         Command::Backups(command) => backups::run(command, global).await,
+        Command::Secrets(command) => secrets::run(command, global).await,
         Command::Approvals(command) => approvals::run(command, global).await,
         Command::Audit(command) => audit::run(command, global).await,
         Command::Bench(args) => Box::pin(bench::run(args, global)).await,

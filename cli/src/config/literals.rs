@@ -11,6 +11,7 @@ const PLACES: [&[&str]; 17] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
+    &["vault", "identity"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],
     &["connections", "vercel", "token"],

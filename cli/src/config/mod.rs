@@ -18,7 +18,7 @@ use worker::heartbeat::HeartbeatConfig;
 pub(crate) use finding::Finding;
 pub(crate) use sections::{
     Address, DefaultsSection, LogFormat, LogLevel, OperatorsSection, QueueSection, ServerSection, Span,
-    TelemetrySection, VaultAddress, WorkerSection, sqlite_path,
+    TelemetrySection, VaultAddress, VaultSection, WorkerSection, sqlite_path,
 };
 
 use crate::failure::Failure;
@@ -31,7 +31,7 @@ pub(crate) struct Config {
     pub(crate) operators: OperatorsSection,
     pub(crate) queue: QueueSection,
     pub(crate) defaults: DefaultsSection,
-    pub(crate) vault: Option<VaultAddress>,
+    pub(crate) vault: Option<VaultSection>,
     pub(crate) worker: WorkerSection,
     pub(crate) telemetry: TelemetrySection,
     pub(crate) heartbeat: Option<HeartbeatConfig>,

@@ -15,6 +15,7 @@ use worker::channels::{ChannelConfig, route};
 use worker::credentials::CredentialsConfig;
 use worker::heartbeat::HeartbeatConfig;
 use worker::programs::ProgramConfig;
+use worker::rotations::{self, RotationConfig};
 use worker::stores::StoreConfig;
 use worker::world::{Connections, GithubConnection, VercelConnection};
 
@@ -24,7 +25,7 @@ use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, 
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 19] = [
+const TABLES: [&str; 20] = [
     "server",
     "operators",
     "queue",
@@ -37,6 +38,7 @@ const TABLES: [&str; 19] = [
     "channels",
     "credentials",
     "programs",
+    "rotations",
     "limits",
     "runbooks",
     "routes",
@@ -83,7 +85,7 @@ impl Reader<'_> {
         let operators = self.section("operators");
         let queue = self.section("queue");
         let defaults = self.section("defaults");
-        let vault = self.part::<VaultSection>(&["vault"]);
+        let vault = self.vault();
         let worker = self.section("worker");
         let telemetry = self.section("telemetry");
         let heartbeat = self.heartbeat();
@@ -93,6 +95,7 @@ impl Reader<'_> {
             channels: self.channels(),
             credentials: self.credentials(),
             programs: self.programs(),
+            rotations: self.rotations(),
             connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
             runbooks: Arc::default(),
@@ -116,7 +119,7 @@ impl Reader<'_> {
             operators: operators?,
             queue: queue?,
             defaults: defaults?,
-            vault: vault.map(|section| section.url),
+            vault,
             worker: worker?,
             telemetry: telemetry?,
             heartbeat,
@@ -162,6 +165,7 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            rotations: names("rotations"),
             runbooks: self.inputs_of_runbooks(),
         }
     }
@@ -220,6 +224,26 @@ impl Reader<'_> {
             }
         }
         programs
+    }
+
+    fn rotations(&mut self) -> BTreeMap<String, RotationConfig> {
+        let rotations: BTreeMap<String, RotationConfig> = self.named("rotations");
+        let names = self.names();
+        for (name, config) in &rotations {
+            for problem in config.problems(&names) {
+                self.problem(problem.within(name).within("rotations"));
+            }
+        }
+        rotations::problems(&rotations).into_iter().for_each(|problem| self.problem(problem));
+        rotations
+    }
+
+    fn vault(&mut self) -> Option<VaultSection> {
+        let vault: VaultSection = self.part(&["vault"])?;
+        for problem in vault.problems() {
+            self.problem(problem.within("vault"));
+        }
+        Some(vault)
     }
 
     fn github(&mut self) -> Option<GithubConnection> {
@@ -398,15 +422,19 @@ impl Reader<'_> {
         }
     }
 
-    /// References to a vault need one.
+    /// References to a vault and rotations need one.
     fn check_vault(&mut self) {
         if self.document.part(&["vault"]).is_some() {
             return;
         }
+        let help = "add [vault] with `url = \"aws-secrets-manager:?region=...\"` or `url = \"file:<path>\"`";
         for path in self.document.texts_with("${vault:") {
-            let problem = Problem::new("this asks the vault, and none is configured")
-                .help("add [vault] with `url = \"aws-secrets-manager:?region=...\"`");
+            let problem = Problem::new("this asks the vault, and none is configured").help(help);
             self.problem(Problem { path, ..problem });
+        }
+        for name in self.document.names(&["rotations"]) {
+            let problem = Problem::new("this rotates a secret in the vault, and none is configured").help(help);
+            self.problem(problem.within(name).within("rotations"));
         }
     }
 

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemas::Problem;
 use secrets::SecretText;
+use secrets::vaults::Recipient;
 use serde::{Deserialize, Deserializer};
 use url::Url;
 
@@ -163,40 +165,82 @@ pub(crate) struct DefaultsSection {
     pub(crate) on_failure: Option<String>,
 }
 
-/// `[vault]`: where `${vault:...}` is looked up.
-#[derive(Debug, Deserialize)]
+/// `[vault]`: where `${vault:...}` is looked up, and where rotations put new versions.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultSection {
     /// Which vault.
     pub(crate) url: VaultAddress,
+    /// Of a file: the key that opens it.
+    #[serde(default)]
+    pub(crate) identity: Option<SecretText>,
+    /// Of a file: for whom it is written.
+    #[serde(default)]
+    pub(crate) recipients: Vec<Recipient>,
 }
 
-/// `aws-secrets-manager:?region=...&endpoint=...`.
-#[derive(Clone, Debug, Deserialize)]
+impl VaultSection {
+    /// What is wrong with it beyond its types.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        match (&self.url, &self.identity) {
+            (VaultAddress::File(_), None) => {
+                let help = "write `identity = \"${file:nightporter.key}\"`; `nightporter secrets key` makes one";
+                problems.push(Problem::new("a vault in a file needs the key that opens it").help(help));
+            }
+            (VaultAddress::File(_), Some(identity)) if identity.asks_vault() => {
+                problems.push(Problem::new("the key cannot lie in the vault that it opens").within("identity"));
+            }
+            (VaultAddress::Aws { .. }, Some(_)) => {
+                problems.push(Problem::new("only a vault in a file has a key of its own").within("identity"));
+            }
+            _ => {}
+        }
+        let distinct = self.recipients.iter().enumerate().filter(|(at, one)| !self.recipients[..*at].contains(one));
+        if matches!(self.url, VaultAddress::File(_)) && distinct.count() < 2 {
+            let help = "write two recipients: the `age1...` of this machine's key, and one whose key lies elsewhere";
+            let problem = Problem::new("its key has no second copy: with this machine, all secrets would be lost");
+            problems.push(problem.help(help).within("recipients"));
+        }
+        problems
+    }
+}
+
+/// `aws-secrets-manager:?region=...&endpoint=...`, or `file:<path>`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(crate) struct VaultAddress {
-    pub(crate) region: Option<String>,
-    pub(crate) endpoint: Option<String>,
+pub(crate) enum VaultAddress {
+    /// AWS Secrets Manager.
+    Aws { region: Option<String>, endpoint: Option<String> },
+    /// A file that is encrypted by age.
+    File(PathBuf),
 }
 
 impl TryFrom<String> for VaultAddress {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let right = "write aws-secrets-manager:?region=eu-central-1";
+        let right = "write `aws-secrets-manager:?region=eu-central-1` or `file:<path>`";
+        if let Some(path) = text.strip_prefix("file:") {
+            return if path.is_empty() {
+                Err(format!("there is no path in it: {right}"))
+            } else {
+                Ok(Self::File(path.into()))
+            };
+        }
         let url = Url::parse(&text).map_err(|error| format!("this is no vault's address, {error}: {right}"))?;
         if url.scheme() != "aws-secrets-manager" {
             return Err(format!("there is no vault `{}`: {right}", url.scheme()));
         }
-        let mut address = Self { region: None, endpoint: None };
+        let (mut region, mut endpoint) = (None, None);
         for (name, value) in url.query_pairs() {
             match &*name {
-                "region" => address.region = Some(value.into_owned()),
-                "endpoint" => address.endpoint = Some(value.into_owned()),
+                "region" => region = Some(value.into_owned()),
+                "endpoint" => endpoint = Some(value.into_owned()),
                 other => return Err(format!("a vault's address has no `{other}`, only `region` and `endpoint`")),
             }
         }
-        Ok(address)
+        Ok(Self::Aws { region, endpoint })
     }
 }
 
@@ -384,6 +428,11 @@ mod tests {
             ("[channels.NAME.route]", keys::<worker::channels::Route>()),
             ("[credentials.NAME]", keys::<worker::credentials::CredentialsConfig>()),
             ("[programs.NAME]", keys::<worker::programs::ProgramConfig>()),
+            ("[rotations.NAME]", keys::<worker::rotations::RotationConfig>()),
+            ("[rotations.NAME.postgres]", keys::<worker::rotations::rotators::PostgresConfig>()),
+            ("[rotations.NAME.random_key]", keys::<worker::rotations::rotators::RandomKeyConfig>()),
+            ("[rotations.NAME.consumers.NAME]", keys::<worker::rotations::ConsumerConfig>()),
+            ("[rotations.NAME.consumers.NAME.file]", keys::<worker::rotations::consumers::FileConfig>()),
             ("[limits.KEY]", keys::<schemas::LimitConfig>()),
             ("[runbooks.NAME]", keys::<schemas::runbook::RunbookConfig>()),
             ("[runbooks.NAME.jobs]", keys::<schemas::runbook::RunbookJobConfig>()),
@@ -436,12 +485,36 @@ mod tests {
     }
 
     #[test]
-    fn a_vault_has_a_region_and_an_endpoint_and_nothing_else() {
+    fn a_vault_is_a_region_with_an_endpoint_or_a_file_and_nothing_else() {
         let address = VaultAddress::try_from("aws-secrets-manager:?region=eu-central-1&endpoint=http://x".to_owned());
-        let address = address.unwrap();
-        assert_eq!((address.region.as_deref(), address.endpoint.as_deref()), (Some("eu-central-1"), Some("http://x")));
-        for wrong in ["aws-secrets-manager:?regoin=x", "vault:x", "x"] {
+        let (region, endpoint) = (Some("eu-central-1".to_owned()), Some("http://x".to_owned()));
+        assert_eq!(address, Ok(VaultAddress::Aws { region, endpoint }));
+        let file = VaultAddress::try_from("file:secrets/np.age".to_owned());
+        assert_eq!(file, Ok(VaultAddress::File("secrets/np.age".into())));
+        for wrong in ["aws-secrets-manager:?regoin=x", "vault:x", "x", "file:"] {
             assert!(VaultAddress::try_from(wrong.to_owned()).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_vault_in_a_file_needs_a_key_and_a_second_copy_of_it() {
+        let said = |text: &str| {
+            let section: VaultSection = toml::from_str(text).unwrap();
+            section.problems().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let [ours, theirs] = [(); 2].map(|()| secrets::vaults::new_key().1);
+        let vault = |more: &str, recipients: &[&str]| {
+            said(&format!("url = 'file:np.age'\n{more}\nrecipients = {recipients:?}"))
+        };
+        let key = "identity = '${file:np.key}'";
+        assert_eq!(vault(key, &[&ours, &theirs]), "");
+        for alone in [&[][..], &[&*ours], &[&*ours, &*ours]] {
+            assert!(vault(key, alone).starts_with("recipients: its key has no second copy"), "{alone:?}");
+        }
+        assert!(vault("", &[&ours, &theirs]).contains("needs the key"));
+        assert!(vault("identity = '${vault:x}'", &[&ours, &theirs]).starts_with("identity: the key cannot lie"));
+        assert!(
+            said("url = 'aws-secrets-manager:'\nidentity = '${env:X}'").starts_with("identity: only a vault in a file")
+        );
     }
 }

@@ -20,6 +20,7 @@ static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         channels: set("team"),
         credentials: set("app"),
         programs: set("reindex"),
+        rotations: set("app"),
         runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
     })
 });

@@ -172,7 +172,7 @@ pub async fn open(name: &str, config: &DatabaseConfig, secrets: &Resolver) -> Re
 }
 
 /// A name as statements spell it.
-fn identifier(name: &str) -> String {
+pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod notify;
 mod plan;
 mod restore;
 mod retention;
+mod rotate;
 mod sql;
 mod tries;
 mod verify;
@@ -31,6 +32,7 @@ pub fn registry() -> Registry {
         .with::<plan::Plan>()
         .with::<restore::Restore>()
         .with::<retention::Retention>()
+        .with::<rotate::Rotate>()
         .with::<verify::Verify>()
         .with::<sql::Sql>()
 }

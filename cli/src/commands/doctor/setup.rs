@@ -7,6 +7,7 @@ use chrono::Utc;
 use queue::ledger::{self, Look};
 use queue::{OpenError, broker};
 use schemas::Timestamp;
+use secrets::vaults::VaultError;
 use secrets::{ExposeSecret, Resolver};
 use uuid::Uuid;
 use worker::examination::Remark;
@@ -40,6 +41,7 @@ pub(super) async fn examine(path: &Path) -> Result<Vec<Line>, Failure> {
     let resolver = rooms::resolver(&config).await;
     round.look_at_ledger(&config, &resolver).await;
     round.look_at_broker(&config, &resolver).await;
+    round.look_at_vault(&config, &resolver).await;
     round.look_at_secrets(&config, &resolver).await;
     round.look_at_disks(&config);
     let world = World::new(config.world.clone(), resolver, worker::world::http_client());
@@ -64,6 +66,24 @@ impl Round {
             Ok(remarks) => self.add(subject, remarks),
             Err(failure) => self.add(subject, [Remark::ill(failure.words())]),
         }
+    }
+
+    /// Whether the vault opens, and knows what is to be rotated.
+    async fn look_at_vault(&mut self, config: &Config, resolver: &Resolver) {
+        let Some(vault) = resolver.vault() else { return };
+        if let Some(Err(error)) = rooms::examine_file_vault(config).await {
+            return self.add("vault", [Remark::ill(with_causes(&error))]);
+        }
+        let mut remarks = Vec::new();
+        for rotation in config.world.rotations.values() {
+            let name = &rotation.secret;
+            remarks.push(match vault.describe(name).await {
+                Ok(secret) if secret.managed => Remark::ill(format!("{name}: {}", VaultError::Managed)),
+                Ok(_) => Remark::well(format!("{name} is there, to be rotated")),
+                Err(error) => Remark::ill(format!("{name}: {}", with_causes(&error))),
+            });
+        }
+        self.add("vault", remarks);
     }
 
     async fn look_at_ledger(&mut self, config: &Config, resolver: &Resolver) {

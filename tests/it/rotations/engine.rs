@@ -1,0 +1,180 @@
+//! The rotation itself, with the simplest secret: a random key, and files as its consumers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use schemas::JobState;
+use secrets::vaults::{Label, Token};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests::backup_world::has_the_names_of;
+use tests::rotation_world::RotationWorld;
+use tests::vaults::{TestVault, token};
+
+use super::{on_every_vault, ring};
+
+on_every_vault!(
+    a_new_value_is_proven_then_current_and_the_old_one_is_known_for_the_overlap,
+    what_an_earlier_attempt_put_into_the_vault_is_taken_up,
+    a_consumer_that_refuses_has_everything_taken_back,
+    a_change_by_another_hand_is_never_overwritten,
+    a_version_that_was_left_behind_is_named_with_the_way_out,
+);
+
+/// A consumer for each file.
+fn files(folder: &Path, names: &[&str]) -> Value {
+    let consumer = |name: &&str| ((*name).to_owned(), json!({"file": {"path": folder.join(name), "key": "key"}}));
+    Value::Object(names.iter().map(consumer).collect())
+}
+
+fn fields(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+async fn a_new_value_is_proven_then_current_and_the_old_one_is_known_for_the_overlap(t: TestVault) {
+    let folder = TempDir::new().unwrap();
+    let w = ring(t, files(folder.path(), &["one", "two"])).await;
+    let job = w.start().await;
+    let reason = w.waits(job).await;
+    assert!(reason.contains("the old one stays valid until"), "{reason}");
+    let new = fields(&w.current().await);
+    assert_eq!(new, fields(&w.value_of(job).await));
+    assert_eq!((&new["previous"], &new["use"]), (&json!("the-first-canary"), &json!("sessions")));
+    let key = new["key"].as_str().unwrap();
+    assert!(key.len() == 43 && new["previous_until"].as_str().unwrap().ends_with('Z'), "{new}");
+    for name in ["one", "two"] {
+        assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), key);
+    }
+    w.world.pass(Duration::from_hours(1)).await;
+    let output = w.world.completed(job).await;
+    has_the_names_of("rotate", &output);
+    assert_eq!((&output["version"], &output["previous"]), (&json!(job), &json!(w.first)));
+    assert_eq!(w.holder(Label::Pending).await, None);
+    assert_eq!(w.holder(Label::Previous).await.as_ref(), Some(&w.first));
+    let ledger = w.ledger().await;
+    assert!(!ledger.contains(key) && !ledger.contains("canary"), "{ledger}");
+
+    let again = w.rotate().await;
+    assert_eq!(again["previous"], json!(job), "a second one goes from the first");
+    assert_eq!(fields(&w.current().await)["previous"], key);
+    w.world.close().await;
+}
+
+async fn what_an_earlier_attempt_put_into_the_vault_is_taken_up(t: TestVault) {
+    let folder = TempDir::new().unwrap();
+    let mut w = ring(t, files(folder.path(), &["one"])).await;
+    w.world.stop_worker().await;
+    let begun = json!({"from": w.first, "at": w.world.queue.clock().now()});
+    let steps = [("begin", Some(begun)), ("create", None)];
+    let job = w.world.die_after("rotate", &RotationWorld::args(), &steps).await;
+    // Its call had its effect, and nobody heard of it.
+    let put = r#"{"key": "of-the-first-attempt"}"#;
+    w.t.vault.put_pending(&w.secret, &Token::from(job.0), &put.into()).await.unwrap();
+    w.world.start_worker();
+    w.waits(job).await;
+    assert_eq!(w.current().await, put);
+    assert_eq!(w.t.vault.describe(&w.secret).await.unwrap().versions.len(), 2, "exactly one new version");
+    assert_eq!(std::fs::read_to_string(folder.path().join("one")).unwrap(), "of-the-first-attempt");
+    w.world.close().await;
+}
+
+async fn a_consumer_that_refuses_has_everything_taken_back(t: TestVault) {
+    let folder = TempDir::new().unwrap();
+    let consumers = files(folder.path(), &["one", "there/is/no/such/folder"]);
+    let w = ring(t, consumers).await;
+    let job = w.start().await;
+    let reason = w.world.wait_discarded(job).await;
+    assert!(
+        reason.contains("publish there/is/no/such/folder") && reason.contains("everything was taken back"),
+        "{reason}"
+    );
+    w.is_as_before().await;
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join("one")).unwrap(),
+        "the-first-canary",
+        "it has the old one again"
+    );
+    assert!(!w.ledger().await.contains("canary"));
+    // Retrying it does not begin it anew: that would be another rotation.
+    w.world.retry(job).await;
+    assert_eq!(w.world.wait_discarded(job).await, reason);
+    w.world.close().await;
+}
+
+async fn a_change_by_another_hand_is_never_overwritten(t: TestVault) {
+    let folder = TempDir::new().unwrap();
+    let mut w = ring(t, files(folder.path(), &["one"])).await;
+    w.world.stop_worker().await;
+    let begun = json!({"from": w.first, "at": w.world.queue.clock().now()});
+    let steps = [("begin", Some(begun)), ("create", Some(Value::Null)), ("publish one", None)];
+    let job = w.world.die_after("rotate", &RotationWorld::args(), &steps).await;
+    let ours = Token::from(job.0);
+    w.t.vault.put_pending(&w.secret, &ours, &r#"{"key": "ours"}"#.into()).await.unwrap();
+    // A person, meanwhile.
+    w.t.vault.drop_pending(&w.secret, &ours).await.unwrap();
+    let by_hand = token();
+    w.t.vault.put_pending(&w.secret, &by_hand, &r#"{"key": "by-hand"}"#.into()).await.unwrap();
+    w.t.vault.promote(&w.secret, &by_hand, &w.first).await.unwrap();
+    w.world.start_worker();
+    let reason = w.world.wait_discarded(job).await;
+    assert!(reason.contains("somebody else has changed") && reason.contains(by_hand.as_str()), "{reason}");
+    assert_eq!(fields(&w.current().await)["key"], "by-hand");
+    assert_eq!(w.holder(Label::Pending).await, None);
+    assert_eq!(std::fs::read_to_string(folder.path().join("one")).unwrap(), "by-hand");
+    w.world.close().await;
+}
+
+async fn a_version_that_was_left_behind_is_named_with_the_way_out(t: TestVault) {
+    let w = ring(t, json!({})).await;
+    let left = token();
+    w.t.vault.put_pending(&w.secret, &left, &"x".into()).await.unwrap();
+    let reason = w.world.discarded("rotate", &RotationWorld::args()).await;
+    let way_out = format!("nightporter secrets drop-pending {} {left}", w.secret);
+    assert!(reason.contains(&way_out), "{reason}");
+    assert_eq!(w.holder(Label::Pending).await.as_ref(), Some(&left));
+    w.t.vault.drop_pending(&w.secret, &left).await.unwrap();
+    w.rotate().await;
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn while_the_old_value_still_counts_a_second_rotation_is_refused() {
+    let w = ring(TestVault::file().await, json!({})).await;
+    let job = w.start().await;
+    w.waits(job).await;
+    let reason = w.world.discarded("rotate", &RotationWorld::args()).await;
+    assert!(reason.contains("is under way") && reason.contains(&job.to_string()), "{reason}");
+    w.world.pass(Duration::from_hours(1)).await;
+    w.world.completed(job).await;
+    w.rotate().await;
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn two_that_are_started_at_once_make_one_new_version_each_and_one_after_the_other() {
+    let mut w = ring(TestVault::file().await, json!({})).await;
+    w.world.stop_worker().await;
+    let jobs = [w.start().await, w.start().await];
+    w.world.start_worker();
+    let ends = [JobState::Scheduled, JobState::Discarded];
+    let [one, other] = [w.world.wait_for(jobs[0], &ends).await, w.world.wait_for(jobs[1], &ends).await];
+    let states = [one.state, other.state];
+    assert!(states.contains(&JobState::Scheduled) && states.contains(&JobState::Discarded), "{states:?}");
+    assert_eq!(w.t.vault.describe(&w.secret).await.unwrap().versions.len(), 2);
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_change_by_hand_within_the_overlap_leaves_the_old_value_alone_and_is_told() {
+    let w = ring(TestVault::file().await, json!({})).await;
+    let job = w.start().await;
+    w.waits(job).await;
+    let by_hand = token();
+    w.t.vault.put_pending(&w.secret, &by_hand, &r#"{"key": "by-hand"}"#.into()).await.unwrap();
+    w.t.vault.promote(&w.secret, &by_hand, &Token::from(job.0)).await.unwrap();
+    w.world.pass(Duration::from_hours(1)).await;
+    let reason = w.world.wait_discarded(job).await;
+    assert!(reason.contains("was left as it is"), "{reason}");
+    assert_eq!(w.holder(Label::Current).await, Some(by_hand));
+    w.world.close().await;
+}
