@@ -46,7 +46,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Runs(command) => runs::run(command, global).await,
         Command::Schedules(command) => schedules::run(command, global).await,
         Command::Queues(command) => queues::run(command, global).await,
-        Command::Backups(command) => backups::run(command, global).await,
+        Command::Backups(command) => Box::pin(backups::run(command, global)).await,
         Command::Secrets(command) => secrets::run(command, global).await,
         Command::Approvals(command) => approvals::run(command, global).await,
         Command::Audit(command) => audit::run(command, global).await,
