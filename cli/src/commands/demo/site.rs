@@ -94,11 +94,12 @@ impl Site {
     /// Makes the vault that the configuration names, with the key that the shop signs links with.
     async fn fill_vault(&self) -> Result<(), Failure> {
         let config = Checked::file(&self.config)?.config()?;
-        let Some((section, VaultAddress::File(path))) = config.vault.as_ref().map(|section| (section, &section.url))
-        else {
-            return Err(Failure::failed("the demo's configuration names no vault"));
-        };
-        let vault = rooms::file_vault(section, path)?;
+        let vault = config.vault.as_ref().and_then(|section| match &section.url {
+            VaultAddress::File(path) => Some((rooms::file_vault(section, path)?, path)),
+            VaultAddress::Aws { .. } => None,
+        });
+        let none = || Failure::failed("the demo's configuration names no vault in a file");
+        let (vault, path) = vault.ok_or_else(none)?;
         let key = format!(r#"{{"key": "{}"}}"#, Uuid::new_v4().simple());
         let made = async {
             vault.init().await?;
