@@ -57,6 +57,9 @@ pub fn operations() -> Vec<Operation> {
         does("retry_job", "/jobs/{id}/retry", Operator, "Makes a failed job available again", jobs::retry)
             .takes::<ReasonRequest>()
             .answers::<JobView>(),
+        does("bypass_gate", "/jobs/{id}/bypass", Operator, "Lets a deployment go live past its gate", jobs::bypass)
+            .takes::<ReasonRequest>()
+            .makes::<StartAnswer>(),
         does("replay_job", "/jobs/{id}/replay", Operator, "Does a finished job again as a new one", replay::job)
             .takes::<ReplayJobRequest>()
             .makes::<ReplayAnswer>(),

@@ -33,6 +33,7 @@ struct Examples {
     accepted: schemas::EventId,
     held: schemas::EventId,
     asking: [JobId; 2],
+    gate: JobId,
 }
 
 impl Examples {
@@ -43,7 +44,8 @@ impl Examples {
         let asking = [api.asks_approval().await, api.asks_approval().await];
         let unfinished = api.run_that_waits().await;
         let waiting = api.ledger.enqueue(&[api.ledger.job()]).await[0];
-        Self { waiting, failed, run, unfinished, accepted, held, asking }
+        let gate = api.ledger.enqueue(&[schemas::NewJob { kind: "gate".into(), ..api.ledger.job() }]).await[0];
+        Self { waiting, failed, run, unfinished, accepted, held, asking, gate }
     }
 
     async fn of(&self, api: &ApiWorld, operation: &Operation) -> (String, Option<Value>) {
@@ -59,6 +61,7 @@ impl Examples {
             "show_event" => (self.accepted.to_string(), None),
             "cancel_job" => (self.waiting.to_string(), Some(reason)),
             "retry_job" => (self.failed[0].to_string(), Some(reason)),
+            "bypass_gate" => (self.gate.to_string(), Some(reason)),
             "replay_job" => (self.failed[1].to_string(), Some(reason)),
             "preview_replay" => (String::new(), Some(json!({"filter": {}}))),
             "replay_jobs" => {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue::ledger::{Claim, Operator};
+use queue::ledger::{Claim, Operator, Replay};
 use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::JobView;
 use schemas::{JobId, JobState, Timestamp, WorkerId};
@@ -112,6 +112,13 @@ impl BackupWorld {
         self.queue.enqueue(job).await.expect("it is stored").id()
     }
 
+    /// Stores a job as an operator does.
+    pub async fn start_job(&self, kind: &str, args: &Value, by: &Operator) -> JobId {
+        let catalog = self.registry.catalog(self.config.names());
+        let job = catalog.job(kind, args, self.queue.clock().now()).expect("a right job");
+        self.queue.start_job(&job, by).await.expect("it is stored").id()
+    }
+
     /// Waits until a job is in one of these states.
     pub async fn wait_for(&self, job: JobId, states: &[JobState]) -> JobView {
         let look = async {
@@ -155,6 +162,18 @@ impl BackupWorld {
     pub async fn retry(&self, job: JobId) {
         let operator = Operator { actor: "a test".into(), reason: "look again".into() };
         self.queue.retry(job, &operator).await.expect("it may be retried");
+    }
+
+    /// Does an ended job again, as an operator does; the new job.
+    pub async fn replay(&self, of: JobId, by: &Operator) -> JobId {
+        let view = self.queue.ledger().job(of).await.expect("the ledger answers").expect("the job is there");
+        let catalog = self.registry.catalog(self.config.names());
+        let mut again = catalog.job(&view.kind, &view.args, self.queue.clock().now()).expect("a right job");
+        again.key = None; // It is held by the first.
+        let id = again.id;
+        let again = Replay::Job { of, state: view.state, attempt: view.attempt, again: Box::new(again) };
+        self.queue.replay(&[again], by).await.expect("it may be replayed");
+        id
     }
 
     /// Lets the first attempt at a job be one that died after it did this: started its steps of these names, and finished

@@ -8,6 +8,8 @@ pub mod binary;
 pub mod cutting;
 pub mod faulty;
 pub mod fuzz;
+pub mod gate_world;
+pub mod github_statuses;
 pub mod github_workflows;
 pub mod ledgers;
 pub mod load;

@@ -18,6 +18,7 @@ use worker::databases::Tool;
 use worker::migrations::folder::{self, Folder};
 use worker::migrations::{Engine, History, Patience, open_postgres_with, open_sqlite_with};
 
+use crate::github_statuses::Statuses;
 use crate::github_workflows::{Answer, Workflows};
 
 /// Short waits, for tests.
@@ -195,6 +196,7 @@ struct Hub {
     main: Vec<String>,
     truncated: bool,
     workflows: Workflows,
+    statuses: Statuses,
     /// Answers to give before the right ones.
     first: Vec<(StatusCode, HeaderMap)>,
     requests: usize,
@@ -254,6 +256,11 @@ impl Github {
         change(&mut self.lock().workflows)
     }
 
+    /// Looks at its commit statuses, or changes them.
+    pub fn statuses<T>(&self, change: impl FnOnce(&mut Statuses) -> T) -> T {
+        change(&mut self.lock().statuses)
+    }
+
     /// Says of each tree that it is not whole.
     pub fn truncate(&self) {
         self.lock().truncated = true;
@@ -286,9 +293,13 @@ async fn answer(
         return (StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "Bad credentials"}))).into_response();
     }
     let path = uri.path().strip_prefix("/api/v3/repos/acme/app/").unwrap_or_default();
-    if let Some(path) = path.strip_prefix("actions/") {
-        let body = serde_json::from_slice(&body).unwrap_or_default();
-        return match hub.workflows.answer(&method, path, &query, &body) {
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    let answered = match path.strip_prefix("actions/") {
+        Some(path) => Some(hub.workflows.answer(&method, path, &query, &body)),
+        None => hub.statuses.answer(&method, path, &body).map(Some),
+    };
+    if let Some(answered) = answered {
+        return match answered {
             Some(Answer::Say(StatusCode::NO_CONTENT, _)) => StatusCode::NO_CONTENT.into_response(),
             Some(Answer::Say(status, body)) => (status, axum::Json(body)).into_response(),
             Some(Answer::Break) => {
@@ -321,14 +332,17 @@ impl Hub {
                 digits.as_bytes().chunks(60).filter_map(|line| std::str::from_utf8(line).ok()).collect();
             return Some(json!({"content": lines.join("\n") + "\n", "encoding": "base64", "size": text.len()}));
         }
-        let (branch, commit) = path.strip_prefix("compare/")?.split_once("...")?;
-        if branch != "main" || !self.trees.contains_key(commit) {
+        let (base, commit) = path.strip_prefix("compare/")?.split_once("...")?;
+        let base = if base == "main" { self.main.last().map_or("", String::as_str) } else { base };
+        if !self.trees.contains_key(commit) || !base.is_empty() && !self.trees.contains_key(base) {
             return None;
         }
-        let status = match self.main.iter().position(|known| known == commit) {
-            Some(place) if place + 1 == self.main.len() => "identical",
-            Some(_) => "behind",
-            None => "diverged",
+        let place = |sha: &str| self.main.iter().position(|known| known == sha);
+        let status = match (place(base), place(commit)) {
+            (Some(base), Some(commit)) if base == commit => "identical",
+            (Some(base), Some(commit)) if commit < base => "behind",
+            (Some(_), Some(_)) => "ahead",
+            _ => "diverged",
         };
         Some(json!({"status": status, "commits": [], "files": []}))
     }

@@ -11,9 +11,11 @@ use secrets::{ExposeSecret, SecretText};
 use serde::Deserialize;
 use url::Url;
 
+use crate::context::Context;
 use crate::handler::{Failure, OrFail};
 use crate::mask::Mask;
-use crate::world::World;
+use crate::rest::status_of;
+use crate::vercel::{Deployment, Vercel};
 
 /// Credentials as the configuration file spells them.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,7 +23,11 @@ use crate::world::World;
 pub struct CredentialsConfig {
     /// Where they may be sent: `https://app.example.com`, with a port where it is not the usual one. One `*` stands for
     /// any letters, digits and hyphens: `https://app-*-acme.vercel.app`.
+    #[serde(default)]
     pub to: Vec<Origin>,
+    /// A project at Vercel, `prj_...`: they may be sent to its deployments' own addresses, as Vercel's API tells them.
+    #[serde(default)]
+    pub deployments_of: Option<String>,
     /// The headers, by name.
     pub headers: BTreeMap<String, SecretText>,
 }
@@ -86,8 +92,12 @@ impl CredentialsConfig {
     /// What is wrong with them beyond their types.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.to.is_empty() {
-            let help = "write `to = [\"https://app.example.com\"]`";
+        if self.deployments_of.as_ref().is_some_and(|project| !project.starts_with("prj_")) {
+            let help = "write its id, `prj_...`: names can be taken over";
+            problems.push(Problem::new("this is no project's id").help(help).within("deployments_of"));
+        }
+        if self.to.is_empty() && self.deployments_of.is_none() {
+            let help = "write `to = [\"https://app.example.com\"]`, or `deployments_of = \"prj_...\"`";
             problems.push(Problem::new("they may be sent nowhere").help(help).within("to"));
         }
         if self.headers.is_empty() {
@@ -106,12 +116,15 @@ impl CredentialsConfig {
 pub(crate) struct Credentials {
     name: String,
     to: Vec<Origin>,
+    /// The own address of the deployment that is called, where Vercel says that it is of the project.
+    deployment: Option<url::Origin>,
     headers: HeaderMap,
 }
 
 impl Credentials {
-    /// Resolves the credentials of that name; their values are added to the mask.
-    pub(crate) async fn of(name: &str, world: &World, mask: &mut Mask) -> Result<Self, Failure> {
+    /// Resolves the credentials of that name for calls of an address; their values are added to the mask.
+    pub(crate) async fn of(name: &str, cx: &Context, url: &Url, mask: &mut Mask) -> Result<Self, Failure> {
+        let world = cx.world();
         let config = world.credentials(name)?;
         let mut headers = HeaderMap::new();
         for (header, text) in &config.headers {
@@ -129,12 +142,19 @@ impl Credentials {
             value.set_sensitive(true);
             headers.insert(key, value);
         }
-        Ok(Self { name: name.to_owned(), to: config.to.clone(), headers })
+        let mut found = Self { name: name.to_owned(), to: config.to.clone(), deployment: None, headers };
+        if let Some(project) = &config.deployments_of
+            && found.for_address(url).is_err()
+        {
+            found.deployment = own_address(cx, project, url).await?;
+        }
+        Ok(found)
     }
 
     /// The headers for an address; refused where they may not be sent.
     pub(crate) fn for_address(&self, url: &Url) -> Result<&HeaderMap, Failure> {
-        if self.to.iter().any(|origin| origin.covers(url)) {
+        let is_deployments = self.deployment.as_ref().is_some_and(|origin| *origin == url.origin());
+        if is_deployments || self.to.iter().any(|origin| origin.covers(url)) {
             return Ok(&self.headers);
         }
         Err(Failure::Discard(anyhow::anyhow!(
@@ -143,6 +163,20 @@ impl Credentials {
             url.origin().ascii_serialization()
         )))
     }
+}
+
+/// The origin of an address, if it is a deployment's own and the deployment is of the project: not by its looks, which
+/// anybody's project can have, but by Vercel's word.
+async fn own_address(cx: &Context, project: &str, url: &Url) -> Result<Option<url::Origin>, Failure> {
+    let vercel = Vercel::connect(cx, "these credentials are for a project's deployments").await?;
+    let Some(host) = url.host_str() else { return Ok(None) };
+    let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let deployment = match Deployment::read(&vercel, &host).await {
+        Err(failure) if status_of(&failure) == Some(404) => return Ok(None),
+        deployment => deployment?,
+    };
+    let is_own = deployment.url == host && deployment.project() == project && url.scheme() == vercel.scheme();
+    Ok(is_own.then(|| url.origin()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use schemas::JobId;
-use schemas::api::{JobView, LimitView, ReasonRequest};
+use schemas::api::{JobView, LimitView, ReasonRequest, StartAnswer};
 use url::form_urlencoded::Serializer;
 
 use super::filter::Filter;
@@ -47,6 +47,14 @@ pub(crate) enum Command {
         #[arg(long)]
         reason: String,
     },
+    /// Let a deployment go live though its gate did not open: makes a job that answers for it, and shows that.
+    Bypass {
+        /// The gate's id: a job of the kind `gate`.
+        id: JobId,
+        /// Why; kept in the audit, and shown at Vercel.
+        #[arg(long)]
+        reason: String,
+    },
     /// Do finished jobs again as new ones: one, with other arguments if wanted, or many.
     Replay(replay::Args),
 }
@@ -64,6 +72,11 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         }
         Command::Show { id } => client.get(&format!("jobs/{id}")).await?,
         Command::Cancel { id, reason } => client.post(&format!("jobs/{id}/cancel"), &ReasonRequest { reason }).await?,
+        Command::Bypass { id, reason } => {
+            let made: StartAnswer = client.post(&format!("jobs/{id}/bypass"), &ReasonRequest { reason }).await?;
+            let job = made.job.ok_or_else(|| Failure::failed("the server did not say which job it made"))?;
+            client.get(&format!("jobs/{job}")).await?
+        }
         Command::Retry { id, reason } => client.post(&format!("jobs/{id}/retry"), &ReasonRequest { reason }).await?,
     };
     global.output().print(&one, details)

@@ -4,13 +4,15 @@ use axum::Json;
 use axum::extract::State;
 use queue::ledger::JobFilter;
 use schemars::JsonSchema;
-use schemas::api::{JobView, PauseView, ReasonRequest};
+use schemas::api::{JobView, PauseView, ReasonRequest, StartAnswer};
 use schemas::{JobId, JobState, Timestamp};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::{self, Body, Id, limit};
+use super::runs::{self, Started};
 use crate::Console;
 use crate::router::Answer;
 
@@ -72,6 +74,24 @@ pub(crate) async fn retry(
 ) -> Answer<JobView> {
     console.queue.retry(id, &caller.because(request.reason)?).await?;
     find(&console, id).await.map(Json)
+}
+
+/// Lets the deployment of a gate go live though nothing was proven: a new job, whose start in the audit says who and why.
+pub(crate) async fn bypass(
+    State(console): State<Console>,
+    caller: Caller,
+    Id(id): Id<JobId>,
+    Body(request): Body<ReasonRequest>,
+) -> Started {
+    let by = caller.because(request.reason)?;
+    let gate = find(&console, id).await?;
+    if gate.kind != "gate" {
+        return Err(ApiError::wrong(&format!("the job {id} is a `{}`: only a `gate` can be bypassed", gate.kind)));
+    }
+    let job = console.catalog.job("bypass", &json!({"gate": id}), console.queue.clock().now());
+    let job = job.map_err(|problem| ApiError::Wrong(vec![problem]))?;
+    let started = console.queue.start_job(&job, &by).await?;
+    Ok(runs::answer(started, |job| StartAnswer { run: None, job: Some(job), existing: false }))
 }
 
 /// The job, with its attempts and steps.

@@ -51,6 +51,7 @@ pub struct Hub {
     pub other: BTreeMap<String, Value>,
     faults: VecDeque<(Method, String, Fault)>,
     requests: Vec<Request>,
+    silences: usize,
     number: u64,
     /// The time in milliseconds, which only rises.
     pub now: i64,
@@ -123,6 +124,7 @@ impl Default for Vercel {
             other: BTreeMap::new(),
             faults: VecDeque::new(),
             requests: Vec::new(),
+            silences: 0,
             number: 0,
             now: 1_795_000_000_000,
         })))
@@ -157,6 +159,11 @@ impl Vercel {
     /// How many requests of the method came whose path holds the text.
     pub fn count(&self, method: &Method, path: &str) -> usize {
         self.lock().requests.iter().filter(|it| it.method == *method && it.path.contains(path)).count()
+    }
+
+    /// How many requests are done and never answered.
+    pub fn silences(&self) -> usize {
+        self.lock().silences
     }
 
     fn lock(&self) -> MutexGuard<'_, Hub> {
@@ -213,6 +220,7 @@ async fn answer(State(vercel): State<Vercel>, method: Method, uri: Uri, headers:
         }
         Some(Fault::Silence) => {
             drop(done(&vercel, &method, &path, &query, &headers, &body));
+            vercel.lock().silences += 1;
             std::future::pending().await
         }
         None => done(&vercel, &method, &path, &query, &headers, &body),

@@ -1,7 +1,9 @@
 //! The job kinds. A new one is a file here, and a line in [`registry`].
 
 mod backup;
+mod bypass;
 mod exec;
+mod gate;
 mod github;
 mod http;
 mod maintain;
@@ -9,6 +11,7 @@ mod migrate;
 mod noop;
 pub(crate) mod notify;
 mod plan;
+mod promoted;
 mod restore;
 mod retention;
 mod rotate;
@@ -22,7 +25,9 @@ use crate::registry::Registry;
 pub fn registry() -> Registry {
     Registry::default()
         .with::<backup::Backup>()
+        .with::<bypass::Bypass>()
         .with::<exec::Exec>()
+        .with::<gate::Gate>()
         .with::<github::Github>()
         .with::<http::Http>()
         .with::<maintain::Maintain>()
@@ -30,6 +35,7 @@ pub fn registry() -> Registry {
         .with::<noop::Noop>()
         .with::<notify::Notify>()
         .with::<plan::Plan>()
+        .with::<promoted::Promoted>()
         .with::<restore::Restore>()
         .with::<retention::Retention>()
         .with::<rotate::Rotate>()

@@ -77,6 +77,14 @@ impl Repository<'_> {
         )))
     }
 
+    /// How a commit stands to another one: `ahead` (a descendant), `identical`, `behind` or `diverged`.
+    pub async fn standing_of(&self, base: &str, commit: &str) -> Result<String, Failure> {
+        let what = format!("comparing the commit {commit} with {base}");
+        let compared: Compared =
+            self.get(&["compare", &format!("{base}...{commit}")], "per_page=1", &what, &ADVICE).await?;
+        Ok(compared.status)
+    }
+
     async fn subtree(&self, tree: &str, segment: &str, commit: &str, folder: &str) -> Result<String, Failure> {
         let listing = self.tree(tree, false, commit).await?;
         let found = listing.tree.into_iter().find(|entry| entry.path == segment && entry.kind == "tree");

@@ -21,6 +21,9 @@ pub struct Deployment {
     pub id: String,
     /// Its own address, without a scheme.
     pub url: String,
+    /// The project's name.
+    #[serde(default)]
+    pub name: String,
     /// The project that it is of; null to those who may not see it.
     #[serde(default)]
     project_id: Option<String>,
@@ -108,6 +111,11 @@ impl Deployment {
     /// The commit that it was built from, if Vercel itself fetched it: what an uploader says in `meta` is no proof.
     pub fn commit(&self) -> Option<&str> {
         self.git_source.as_ref()?.sha.as_deref().filter(|sha| !sha.is_empty())
+    }
+
+    /// Its own address, which no other deployment ever has.
+    pub fn address(&self, vercel: &Vercel<'_>) -> String {
+        format!("{}://{}", vercel.scheme(), self.url)
     }
 
     /// Whether it will never serve anybody.

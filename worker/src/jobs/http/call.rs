@@ -64,7 +64,7 @@ impl<'j> Call<'j> {
         let url = job.address().map_err(|problem| Failure::Discard(anyhow::anyhow!("the address: {problem}")))?;
         let mut mask = Mask::default();
         let credentials = match &job.credentials {
-            Some(name) => Some(Credentials::of(name, cx.world(), &mut mask).await?),
+            Some(name) => Some(Credentials::of(name, cx, &url, &mut mask).await?),
             None => None,
         };
         let mut headers = HeaderMap::new();
