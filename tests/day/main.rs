@@ -3,6 +3,7 @@
 
 mod checks;
 mod clock;
+mod gate;
 mod patience;
 mod report;
 mod rotation;

@@ -10,6 +10,7 @@ use tests::binary::{House, Running};
 use tests::migration_world::{Github, TOKEN};
 use tests::receiver::Receiver;
 use tests::s3::{Bucket, CREDENTIALS};
+use tests::vercel::Vercel;
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -22,6 +23,9 @@ pub(crate) const WEBHOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 /// GitHub's.
 pub(crate) const GITHUB_SECRET: &str = "a secret that GitHub and the porter share";
 
+/// Vercel's.
+pub(crate) const VERCEL_SECRET: &str = "a secret that Vercel and the porter share";
+
 /// A job of a gigabyte takes its time on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(30);
 
@@ -30,6 +34,7 @@ pub(crate) struct Team {
     pub(crate) clock: Clock,
     pub(crate) shop: Shop,
     pub(crate) github: Github,
+    pub(crate) vercel: Vercel,
     /// Where the team reads its messages.
     pub(crate) chat: Receiver,
     pub(crate) bucket: Bucket,
@@ -58,15 +63,15 @@ impl Team {
         // Before anybody looks at it: what passed until then is no downtime.
         clock.advance_to(now).await?;
         let shop = Shop::open().await?;
-        let github = Github::default();
+        let (github, vercel) = (Github::default(), Vercel::default());
         let (chat, bucket) = (Receiver::start().await, Bucket::on_server().await);
         let ledger = tests::postgres::fresh_database().await;
         let token = format!("np_{}", Uuid::new_v4().simple());
         let prefix = format!("day-{}", Uuid::new_v4().simple());
         let secrets = [
             ("operators", json!({"token": token})),
-            ("webhooks", json!({"github": GITHUB_SECRET, "clerk": WEBHOOK_SECRET, "team": WEBHOOK_SECRET})),
-            ("github", json!({"token": TOKEN})),
+            ("webhooks", webhook_secrets()),
+            ("tokens", json!({"github": TOKEN, "vercel": tests::vercel::TOKEN})),
             ("database", json!({"url": shop.url})),
             ("shop", json!({"url": shop.first_address()})),
             ("store", json!({"credentials": CREDENTIALS})),
@@ -80,13 +85,30 @@ impl Team {
             .replace("{broker}", &tests::server("NIGHTPORTER_TEST_AMQP"))
             .replace("{aws}", &bucket.endpoint)
             .replace("{github}", github.start().await.as_str())
+            .replace("{vercel}", vercel.start().await.as_str())
+            .replace("{project}", tests::vercel::PROJECT)
             .replace("{store}", &bucket.store_url())
             .replace("{team}", &chat.url)
             .replace("{role}", &shop.role);
         let [porter, one, two] = ["serve", "work", "work"].map(|role| Machine::start(&config, &token, &clock, role));
         let http = worker::world::http_client();
         let workers = vec![one, two];
-        Ok(Self { clock, shop, github, chat, bucket, ledger, http, porter, workers, lost: 0, prefix, token, config })
+        Ok(Self {
+            clock,
+            shop,
+            github,
+            vercel,
+            chat,
+            bucket,
+            ledger,
+            http,
+            porter,
+            workers,
+            lost: 0,
+            prefix,
+            token,
+            config,
+        })
     }
 
     /// What the operators' API answers.
@@ -146,13 +168,21 @@ impl Team {
 
 impl Machine {
     fn start(config: &str, token: &str, clock: &Clock, role: &str) -> Self {
-        let environment = clock.environment();
-        let environment = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let aws =
-            [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
-        let environment: Vec<(&str, &str)> = environment.chain(aws).collect();
+        let environment = environment(clock);
+        let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
         let house = House::new(config).with_environment(&environment).with_environment(&[("NIGHTPORTER_TOKEN", token)]);
         let process = house.start(role);
         Self { house, process }
     }
+}
+
+fn webhook_secrets() -> Value {
+    json!({"github": GITHUB_SECRET, "vercel": VERCEL_SECRET, "clerk": WEBHOOK_SECRET, "team": WEBHOOK_SECRET})
+}
+
+/// What each of Nightporter's processes is started with.
+pub(crate) fn environment(clock: &Clock) -> Vec<(String, String)> {
+    let aws = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
+    let aws = aws.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    clock.environment().into_iter().chain(aws).collect()
 }
