@@ -119,12 +119,12 @@ impl Shop {
 
     /// Has the server ask the shop's roles for their passwords; others are believed, as in all tests.
     async fn ask_for_passwords(&self) -> Result<()> {
-        let mut server = self.connect().await?;
-        let file: String = sqlx::query_scalar("select current_setting('hba_file')").fetch_one(&mut server).await?;
+        let question = "select current_setting('hba_file'), pg_read_file(current_setting('hba_file'))";
+        let (file, rules): (String, String) = sqlx::query_as(question).fetch_one(&mut self.connect().await?).await?;
         let role = &self.role;
+        let rules = format!("host all {role}_a,{role}_b 127.0.0.1/32 scram-sha-256\n{rules}");
         self.run(&format!(
-            "copy (select 'host all {role}_a,{role}_b 127.0.0.1/32 scram-sha-256'
-                   union all select * from unnest(string_to_array(pg_read_file('{file}'), e'\\n')))
+            "copy (select * from unnest(string_to_array($rules${rules}$rules$, e'\\n')))
                to '{file}' (format csv, quote e'\\x01', delimiter e'\\x02');
              select pg_reload_conf();"
         ))
