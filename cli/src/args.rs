@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use url::Url;
 
 use crate::commands::{
-    approvals, audit, backups, bench, check, completions, demo, doctor, events, explain, jobs, queues, run, runs,
-    schedules, schemas, secrets, serve, token, trigger, up, work,
+    approvals, audit, backups, bench, check, completions, demo, doctor, events, explain, jobs, queues, recover, run,
+    runs, schedules, schemas, secrets, serve, token, trigger, up, work,
 };
 use crate::exit_code;
 use crate::output::Output;
@@ -90,6 +90,8 @@ pub(crate) enum Command {
     /// Backups: what lies in the stores.
     #[command(subcommand)]
     Backups(backups::Command),
+    /// Rebuild the ledger of a lost machine from its copies in a store.
+    Recover(recover::Args),
     /// Secrets: what lies in the vault; their values are never shown.
     #[command(subcommand)]
     Secrets(secrets::Command),

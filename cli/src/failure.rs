@@ -85,6 +85,7 @@ impl From<OpenError> for Failure {
         match &error {
             OpenError::UnknownLedger(_) | OpenError::UnknownBroker(_) => Self::usage(error.to_string()),
             OpenError::InUse { .. } | OpenError::Newer { .. } => Self::conflict(error.to_string()),
+            OpenError::Damaged(_) => Self::failed(error.to_string()),
             OpenError::Ledger { .. } | OpenError::Broker(_) => Self::unavailable(with_causes(&error)),
         }
     }

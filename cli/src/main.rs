@@ -13,6 +13,7 @@ mod metrics;
 mod output;
 mod rooms;
 mod server;
+mod talk;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ use secrets::vaults::{AwsVault, FileVault, Vault, VaultError};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use tracing::warn;
 use uuid::Uuid;
+use worker::ledger_copies::{Copier, CopierConfig, CopyMetrics};
 use worker::notice::Resolution;
 
 use crate::client::token_path;
@@ -25,8 +26,8 @@ const PRIVATE: u32 = 0o600;
 
 /// The queue that is configured, for processes of these roles.
 pub(crate) async fn open_queue(config: &Config, resolver: &Resolver, roles: Roles) -> Result<(Queue, String), Failure> {
-    let ledger = resolve_address(&config.queue.ledger, resolver, "ledger").await?;
-    let broker = resolve_address(&config.queue.broker, resolver, "broker").await?;
+    let ledger = resolve_address(&config.queue.ledger, resolver, "[queue] ledger").await?;
+    let broker = resolve_address(&config.queue.broker, resolver, "[queue] broker").await?;
     let (ledger_text, broker_text) = (ledger.expose_secret(), broker.expose_secret());
     if ledger_text.starts_with("sqlite:") && roles != Roles::UP {
         return Err(Failure::usage("a SQLite ledger is one process's: `serve` and `work` would be two")
@@ -52,8 +53,8 @@ pub(crate) async fn resolve_address(
 ) -> Result<SecretString, Failure> {
     match (address.plain(), &address.secret) {
         (Some(plain), _) => Ok(plain.into()),
-        (None, Some(secret)) => resolve(secret, resolver, &format!("[queue] {key}")).await,
-        (None, None) => Err(Failure::usage(format!("[queue] {key} is empty"))),
+        (None, Some(secret)) => resolve(secret, resolver, key).await,
+        (None, None) => Err(Failure::usage(format!("{key} is empty"))),
     }
 }
 
@@ -77,6 +78,14 @@ pub(crate) fn scheduler(config: &Config, queue: Queue) -> Scheduler {
     })
 }
 
+/// Where other programs are met.
+pub(crate) async fn amqp_address(config: &Config, resolver: &Resolver) -> Result<SecretString, Failure> {
+    match config.amqp.as_ref().and_then(|amqp| amqp.url.as_ref()) {
+        Some(url) => resolve_address(url, resolver, "[amqp] url").await,
+        None => resolve_address(&config.queue.broker, resolver, "[queue] broker").await,
+    }
+}
+
 /// Who is told that a discarded job is done after all.
 pub(crate) fn resolution(config: &Config) -> Option<Resolution> {
     let channel = config.defaults.on_failure.as_ref()?;
@@ -96,6 +105,37 @@ pub(crate) fn door(config: Config, queue: Queue, resolver: Arc<Resolver>) -> Res
         config_digest: config.digest,
         spool,
     }))
+}
+
+/// What copies the ledger, where that is configured.
+pub(crate) fn copier(config: &Config, queue: Queue, secrets: Arc<Resolver>, metrics: CopyMetrics) -> Option<Copier> {
+    let store_name = config.queue.copy_to.clone()?;
+    let channel = config.defaults.on_failure.as_ref();
+    let catalog = || Catalog::clone(&config.startable.catalog);
+    Some(Copier::new(CopierConfig {
+        queue,
+        store: config.world.stores.get(&store_name)?.clone(),
+        store_name,
+        secrets,
+        every: config.queue.copy_every.0,
+        machine: machine(),
+        metrics,
+        notice: channel.map(|channel| worker::notice::on_copies(channel, catalog())),
+    }))
+}
+
+/// This machine's name, for people.
+pub(crate) fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "unnamed".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Who sits at this command line, as the system says it.
+pub(crate) fn user() -> String {
+    std::env::var("USER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// Says at the start what every delivery would say later: that a secret of a source has no value.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use axum::Router;
 use console::{Console, Released};
-use producer::{Door, Matched, Scheduler, Startable};
+use producer::{Door, Matched, Scheduler, Startable, settle_that_nothing_is_announced};
 use queue::Queue;
+use queue::broker::programs::Programs;
 use schemas::{Problem, Schedule};
 use secrets::Resolver;
 use serde::Serialize;
@@ -19,16 +20,19 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 use url::Url;
 use worker::heartbeat::Heartbeat;
+use worker::ledger_copies::{Copier, CopyMetrics};
 use worker::{Worker, WorkerConfig, World};
 
+use crate::commands::recover;
 use crate::config::{Checked, Config, Finding, LogFormat, TelemetrySection};
 use crate::descriptors::Connections;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::health::Health;
 use crate::listener::Listener;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Parts};
 use crate::rooms;
+use crate::talk::Talk;
 use crate::telemetry::{self, TelemetrySettings};
 
 /// How often it is looked whether promoter and rescuer still live.
@@ -98,13 +102,17 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
         operators: house.as_ref().map(Listener::address),
     };
     let resolver = rooms::resolver(&config).await;
+    Box::pin(recover::must_not_begin_anew(&config, &resolver)).await?;
     let (queue, ledger) = rooms::open_queue(&config, &resolver, roles).await?;
     let mut running = Running::new(queue.clone(), stop);
-    let counted = worker::Metrics::default();
-    if roles.works {
-        running.work(&config, &resolver, counted.clone());
+    let copies = config.queue.copy_to.is_some().then(CopyMetrics::default);
+    if let Some(metrics) = &copies {
+        running.copy(rooms::copier(&config, queue.clone(), Arc::clone(&resolver), metrics.clone()));
     }
-    let counted = roles.works.then_some(&counted);
+    let counted = worker::Metrics::default();
+    let world = roles.works.then(|| running.work(&config, &resolver, counted.clone()));
+    let parts = Parts { worker: roles.works.then_some(&counted), copies: copies.as_ref(), ..Parts::default() }
+        .with_stores(&config, world);
     let catalog = Arc::clone(&config.startable.catalog);
     if let Some(heartbeat) = config.heartbeat.clone() {
         let heartbeat = Heartbeat::new(heartbeat, queue.clone(), Arc::clone(&resolver), worker::world::http_client());
@@ -115,19 +123,24 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let token = rooms::token(&config, &resolver, &ledger).await?;
             rooms::warn_of_missing_secrets(&config.sources, &resolver).await;
             let startable = config.startable.clone();
-            let schedules = config.schedules.clone();
-            running.schedule(rooms::scheduler(&config, queue.clone()));
+            let (schedules, digest) = (config.schedules.clone(), config.digest.clone());
+            let clockwork = rooms::scheduler(&config, queue.clone());
+            let talk = Talk::open(&config, &resolver, &queue).await?;
             let door = rooms::door(config, queue.clone(), resolver)?;
-            let health = Health::new(queue.clone(), Some(door.clone()));
-            let metrics = Metrics::new(queue.clone(), counted, Some(door.clone()), &catalog);
+            let talk = talk.map(|talk| talk.with_announcer(&door, &queue, &digest));
+            let health = Health::new(queue.clone(), Some(door.clone()), talk.as_ref());
+            let parts = Parts { door: Some(&door), scheduler: Some(&clockwork), talk: talk.as_ref(), ..parts };
+            let metrics = Metrics::new(queue.clone(), parts, &catalog);
+            running.schedule(clockwork);
+            running.talk(talk, digest);
             let api = console::router(console(queue, startable, schedules, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
             running.drain(door);
         }
         (_, Some(house)) => {
-            let metrics = Metrics::new(queue.clone(), counted, None, &catalog);
-            running.listen(house, Health::new(queue, None).with_reasons().merge(metrics.router()));
+            let metrics = Metrics::new(queue.clone(), parts, &catalog);
+            running.listen(house, Health::new(queue, None, None).with_reasons().merge(metrics.router()));
         }
         (_, None) => {}
     }
@@ -154,7 +167,12 @@ struct Running {
     /// Promoter and rescuer go on until the last attempt has ended.
     upkeep_stop: CancellationToken,
     upkeep: JoinHandle<()>,
+    /// Copies once more when all else has ended.
+    copier: Option<JoinHandle<()>>,
+    copier_stop: CancellationToken,
     parts: JoinSet<()>,
+    /// Closed when nobody uses it any more.
+    programs: Option<Arc<dyn Programs>>,
 }
 
 impl Running {
@@ -164,7 +182,14 @@ impl Running {
             let (queue, stop) = (queue.clone(), upkeep_stop.clone());
             async move { queue.keep_up(stop).await }
         });
-        Self { queue, stop, upkeep_stop, upkeep, parts: JoinSet::new() }
+        let copier_stop = CancellationToken::new();
+        let parts = JoinSet::new();
+        Self { queue, stop, upkeep_stop, upkeep, copier: None, copier_stop, parts, programs: None }
+    }
+
+    fn copy(&mut self, copier: Option<Copier>) {
+        let stop = self.copier_stop.clone();
+        self.copier = copier.map(|copier| tokio::spawn(copier.run(stop)));
     }
 
     fn listen(&mut self, listener: Listener, router: Router) {
@@ -181,8 +206,30 @@ impl Running {
         self.parts.spawn(scheduler.run(self.stop.clone()));
     }
 
-    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics) {
+    /// What other programs ask for is done, and what happens is announced to them, or settled that it is not.
+    fn talk(&mut self, talk: Option<Talk>, config_digest: String) {
+        let Some(Talk { programs, intake, announcer, .. }) = talk else {
+            return self.settle_that_nothing_is_announced(config_digest);
+        };
+        if let Some(intake) = intake {
+            self.parts.spawn(intake.run(self.stop.clone()));
+        }
+        match announcer {
+            Some(announcer) => drop(self.parts.spawn(announcer.run(self.stop.clone()))),
+            None => self.settle_that_nothing_is_announced(config_digest),
+        }
+        self.programs = Some(programs);
+    }
+
+    fn settle_that_nothing_is_announced(&mut self, config_digest: String) {
+        let settled = settle_that_nothing_is_announced(self.queue.clone(), config_digest, self.stop.clone());
+        self.parts.spawn(settled);
+    }
+
+    /// Runs jobs; the world that they run in.
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics) -> Arc<World> {
         let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
+        let world = Arc::new(world);
         let registry = Arc::new(worker::jobs::registry());
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),
@@ -193,8 +240,9 @@ impl Running {
             resolution: rooms::resolution(config),
             ..WorkerConfig::default()
         };
-        let worker = Worker::new(self.queue.clone(), registry, Arc::new(world), how);
+        let worker = Worker::new(self.queue.clone(), registry, Arc::clone(&world), how);
         self.parts.spawn(worker.run(self.stop.clone()));
+        world
     }
 
     /// Waits for the word to stop; then stops accepting, lets the work end, and closes the queue. A part that ends
@@ -206,6 +254,7 @@ impl Running {
             () = self.stop.cancelled() => false,
             _ = self.parts.join_next() => true,
             () = ended(&self.upkeep) => true,
+            () = ended_if_any(self.copier.as_ref()) => true,
         };
         info!("stopping; a second signal ends at once");
         self.stop.cancel();
@@ -214,6 +263,13 @@ impl Running {
         }
         self.upkeep_stop.cancel();
         panicked |= self.upkeep.await.is_err();
+        self.copier_stop.cancel();
+        if let Some(copier) = self.copier {
+            panicked |= copier.await.is_err();
+        }
+        if let Some(programs) = self.programs {
+            programs.close().await;
+        }
         self.queue.close(LAST_BELLS).await;
         info!("stopped");
         if panicked {
@@ -227,6 +283,13 @@ impl Running {
 async fn ended(task: &JoinHandle<()>) {
     while !task.is_finished() {
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn ended_if_any(task: Option<&JoinHandle<()>>) {
+    match task {
+        Some(task) => ended(task).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,13 +1,16 @@
 //! The producer: deliveries in, events and jobs out.
 //!
 //! [`Door`] is the public door: it verifies, normalizes, routes and books each delivery, and only then signs for it.
-//! [`Scheduler`] fires what the clock says.
+//! [`Scheduler`] fires what the clock says. [`Intake`] takes in the jobs that other programs ask for, and [`Announcer`] tells
+//! them what happens.
 
 mod absence;
 mod accept;
+mod announcer;
 mod body;
 mod delivery;
 mod door;
+mod intake;
 mod metrics;
 mod patience;
 pub mod readable;
@@ -26,7 +29,9 @@ mod oddities;
 #[cfg(test)]
 mod world;
 
+pub use announcer::{Announcer, AnnouncerConfig, settle_that_nothing_is_announced};
 pub use door::{Door, DoorConfig};
+pub use intake::{Intake, IntakeConfig};
 pub use rejection::Rejection;
 pub use routes::{Matched, RouteConfig, RouteExplanation, Routes, RunConfig, Startable};
 pub use scheduler::{ScheduleConfig, Scheduler, SchedulerConfig};

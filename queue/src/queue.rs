@@ -46,6 +46,9 @@ pub enum OpenError {
         /// The newest version that this binary knows.
         known: i64,
     },
+    /// It holds what its engine did not write there.
+    #[error("the ledger is damaged: {0}")]
+    Damaged(String),
     /// It cannot be reached or read.
     #[error("cannot open the ledger: {reason}")]
     Ledger {

@@ -64,6 +64,22 @@ pub struct ApprovalPolicy {
     pub own: bool,
 }
 
+impl ApprovalPolicy {
+    /// What both ask for: of the kind's own policy nothing can be taken away. How long it waits says the runbook.
+    #[must_use]
+    pub fn stricter(of_kind: Option<Self>, of_runbook: Option<Self>) -> Option<Self> {
+        match (of_kind, of_runbook) {
+            (Some(kind), Some(runbook)) => Some(Self {
+                count: kind.count.max(runbook.count),
+                role: kind.role.max(runbook.role),
+                within: runbook.within,
+                own: kind.own && runbook.own,
+            }),
+            (kind, runbook) => kind.or(runbook),
+        }
+    }
+}
+
 /// Whose consent a job of a runbook waits for, as the configuration file spells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -89,5 +105,27 @@ impl Default for ApprovalConfig {
 impl From<&ApprovalConfig> for ApprovalPolicy {
     fn from(config: &ApprovalConfig) -> Self {
         Self { count: config.count, role: config.role, within: config.within, own: config.own }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runbook_asks_for_more_than_a_kind_and_never_for_less() {
+        let policy = |count, role, hours, own| ApprovalPolicy {
+            count: NonZeroU32::new(count).unwrap(),
+            role,
+            within: Duration::from_hours(hours),
+            own,
+        };
+        let both =
+            ApprovalPolicy::stricter(Some(policy(1, Role::Admin, 24, false)), Some(policy(2, Role::Operator, 1, true)));
+        assert_eq!(both, Some(policy(2, Role::Admin, 1, false)));
+        let kind = Some(policy(1, Role::Operator, 24, false));
+        assert_eq!(ApprovalPolicy::stricter(kind.clone(), None), kind);
+        assert_eq!(ApprovalPolicy::stricter(None, kind.clone()), kind);
+        assert_eq!(ApprovalPolicy::stricter(None, None), None);
     }
 }

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use serde_json::value::to_raw_value;
 
-use crate::{EventId, JobId, Key, Limit, LimitConfig, NewJob, Priority, Problem, Timestamp, TraceContext};
+use crate::{
+    ApprovalPolicy, EventId, JobId, Key, Limit, LimitConfig, NewJob, Priority, Problem, Timestamp, TraceContext,
+};
 
 /// What the configuration defines, by name, for checks of arguments.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +43,8 @@ pub struct KindInfo {
     pub key: fn(&Value) -> Option<Key>,
     /// What a job with these arguments must find room at.
     pub limits: fn(&Value) -> Vec<Limit>,
+    /// Whose consent a job with these arguments waits for.
+    pub approval: fn(&Value) -> Option<ApprovalPolicy>,
     /// Whether doing a finished job of it again is refused.
     pub once: bool,
     /// The names that its output has, for conditions: null where anything may stand below.
@@ -102,7 +106,7 @@ impl Catalog {
             run_at: None,
             key: (info.key)(args),
             limits: self.limits_of(info, args),
-            approval: None,
+            approval: (info.approval)(args),
             replay_of: None,
             event: None,
             trace: TraceContext::default(),

@@ -3,6 +3,7 @@
 //! Everything that crosses a seam (the ledger, the broker, HTTP, the command line) is one of these types. The
 //! published JSON schemas under `schemas/json/` are emitted from them.
 
+pub mod announcement;
 pub mod api;
 pub mod approval;
 pub mod attempt;
@@ -11,6 +12,7 @@ pub mod condition;
 pub mod event;
 pub mod ids;
 pub mod job;
+pub mod job_message;
 pub mod limit;
 pub mod period;
 pub mod problem;
@@ -20,6 +22,7 @@ pub mod schedule;
 pub mod template;
 pub mod trace_context;
 
+pub use announcement::{AnnouncedData, Announcement, JobEnd, SaidEvent};
 pub use approval::{ApprovalConfig, ApprovalPolicy, Role};
 pub use attempt::{AttemptId, AttemptRecord, ClaimedJob, Outcome, StepRecord, StepState};
 pub use catalog::{Catalog, KindInfo, Names};
@@ -27,6 +30,7 @@ pub use condition::Condition;
 pub use event::{Event, Facts, Standing};
 pub use ids::{EventId, JobId, RunId, WorkerId};
 pub use job::{JobState, Key, NewJob, Priority};
+pub use job_message::JobMessage;
 pub use limit::{Limit, LimitConfig, Rate};
 pub use problem::Problem;
 pub use run::{NewRun, PlannedJob, RunState};

@@ -209,7 +209,7 @@ impl RunbookJob {
         let args = self.with.render(variables).map_err(|error| Problem::new(error.to_string()).within(&self.name))?;
         let mut job = catalog.job(&self.kind, &args, now).map_err(|problem| problem.within(&self.name))?;
         job.key = None; // The run holds the key: a job that vanished from its run would leave the others waiting.
-        job.approval.clone_from(&self.approval);
+        job.approval = ApprovalPolicy::stricter(job.approval.take(), self.approval.clone());
         job.event = start.event;
         job.trace = start.trace.clone();
         Ok(PlannedJob {
@@ -336,6 +336,7 @@ mod tests {
             check: |args, _| if args["ref"].is_string() { vec![] } else { vec![Problem::new("`ref` is missing")] },
             key: |_| None,
             limits: |_| Vec::new(),
+            approval: |_| None,
             once: false,
             output: || json!({"pending": null}),
         };

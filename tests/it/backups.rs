@@ -1,6 +1,7 @@
 //! Backups and restores, from a job to bytes in a store and back, with everything going wrong in between.
 
 mod encryption;
+mod live;
 mod retention;
 mod verify;
 

@@ -4,6 +4,7 @@
 mod engines;
 
 mod admission;
+mod amqp;
 mod api;
 mod backups;
 mod bench;
@@ -30,6 +31,7 @@ mod operators;
 mod overload;
 mod postgres_ledger;
 mod postgres_plans;
+mod recover;
 mod retention;
 mod rotations;
 mod schedules;

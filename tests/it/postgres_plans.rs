@@ -125,7 +125,7 @@ async fn claims_beats_and_ends_find_each_job_by_its_id_while_somebody_holds_a_sn
 }
 
 /// Tables that grow, each with a statement that lays many rows into it.
-const GROWN: [(&str, &str); 10] = [
+const GROWN: [(&str, &str); 11] = [
     (
         "history",
         "insert into history (id, queue, kind, state, priority, attempt, failures, crashes, created_at, finished_at)
@@ -172,10 +172,17 @@ const GROWN: [(&str, &str); 10] = [
         "insert into step (job_id, name, attempt, started_at)
          select gen_random_uuid(), 'one', 1, 1 from generate_series(1, 20000)",
     ),
+    (
+        "announcement",
+        r#"insert into announcement (what, subject_id, at, fact)
+         select 0, gen_random_uuid(), 1::bigint << 60,
+                '{"source": "a", "kind": "b", "delivery_id": "c", "time": 1, "data": "{}"}' from generate_series(1, 20000)"#,
+    ),
 ];
 
 /// Some of everything that happens on an ordinary day.
 async fn a_day(t: &TestLedger, day: u32) {
+    assert!(t.ledger.set_announcing(true, "a", t.now()).await.unwrap());
     let key = |name: &str| Key { scope: "noop".into(), key: format!("{name} {day}"), hold: Duration::from_secs(1) };
     let limited = |key: &str, newest: bool| NewJob { limits: vec![Limit { newest, ..Limit::one(key) }], ..t.job() };
     let keyed = NewJob { key: Some(key("one")), ..t.job() };
@@ -230,6 +237,14 @@ async fn a_day(t: &TestLedger, day: u32) {
     }
     t.ledger.cancel(t.enqueue(&[t.job()]).await[0], &ada(), t.now()).await.unwrap();
     t.ledger.prune(100, t.now()).await.unwrap();
+    let herald = schemas::WorkerId(uuid::Uuid::from_u128(1));
+    for _ in 0..3 {
+        let next = t.ledger.next_announcements(herald, 20, later(t.now(), LEASE), t.now()).await.unwrap();
+        let ledger::Turn::Ours(next) = next else { panic!("it is nobody else's turn") };
+        let numbers: Vec<i64> = next.iter().map(|one| one.number).collect();
+        assert!(t.ledger.announced(herald, &numbers, t.now()).await.unwrap());
+        assert!(t.ledger.oldest_unannounced().await.is_ok());
+    }
     let long_ago = Some(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(1));
     t.ledger.forget(&Horizons { bodies: long_ago, events: long_ago, jobs: long_ago }, 100).await.unwrap();
     assert_eq!(t.state(attempts[0].job).await, JobState::Discarded);

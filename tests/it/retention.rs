@@ -277,3 +277,30 @@ async fn a_worker_that_dies_in_the_middle_is_followed_by_one_that_deletes_the_re
     assert_eq!(shop.count(&left).await, 0);
     assert_eq!(shop.count("sessions").await, 5000 - due);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_rows_go_into_objects_of_bounded_size_and_none_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    // Thirty rows of three megabytes, and one that is larger than an object alone: nothing that could be compressed away
+    // would fill the memory.
+    let shop = Shop::with_store(
+        "create table pages (id bigint primary key, text text, created_at timestamptz default '2020-01-01');
+         insert into pages select n, repeat(md5(n::text), 100000) from generate_series(1, 30) n;
+         insert into pages select 0, repeat(md5('0'), 1200000)",
+        folder.path(),
+    )
+    .await;
+    let before = shop.rows("pages").await;
+    let done = shop.world.complete("retention", &arguments("pages", json!({"archive": {"store": "nightly"}}))).await;
+    assert_eq!((done["deleted"].as_u64(), shop.count("pages").await), (Some(31), 0), "{done}");
+    let objects = objects(folder.path());
+    assert!(objects.len() >= 4, "{} objects", objects.len());
+    let mut back = BTreeMap::new();
+    for object in &objects {
+        let text = zstd_text(object);
+        let rows: Vec<Value> = text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(text.len() < 36 << 20 || rows.len() == 1, "{} rows of {} bytes in one", rows.len(), text.len());
+        back.extend(rows.into_iter().map(|line| (line["row"]["id"].as_i64().unwrap(), line["row"].clone())));
+    }
+    assert!(back == before, "what is in the objects is what was in the table");
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use queue::ledger::{Claim, Operator, Replay};
 use queue::{LedgerClock, Queue, QueueConfig};
 use schemas::api::JobView;
-use schemas::{JobId, JobState, Timestamp, WorkerId};
+use schemas::{Catalog, JobId, JobState, NewJob, Timestamp, WorkerId};
 use secrets::vaults::Vault;
 use secrets::{Resolver, SecretText};
 use serde_json::Value;
@@ -105,11 +105,19 @@ impl BackupWorld {
         }
     }
 
+    /// The kinds, whose checks know this world.
+    pub fn catalog(&self) -> Catalog {
+        self.registry.catalog(self.config.names())
+    }
+
+    /// A job that is not stored.
+    pub fn new_job(&self, kind: &str, args: &Value) -> NewJob {
+        self.catalog().job(kind, args, self.queue.clock().now()).expect("a right job")
+    }
+
     /// Stores a job.
     pub async fn enqueue(&self, kind: &str, args: &Value) -> JobId {
-        let catalog = self.registry.catalog(self.config.names());
-        let job = catalog.job(kind, args, self.queue.clock().now()).expect("a right job");
-        self.queue.enqueue(job).await.expect("it is stored").id()
+        self.queue.enqueue(self.new_job(kind, args)).await.expect("it is stored").id()
     }
 
     /// Stores a job as an operator does.

@@ -143,6 +143,12 @@ impl Ending {
         Some(format!("http://{}", ready["server"].as_str()?))
     }
 
+    /// The base address of the operators' house, if it has one by now.
+    pub fn operators(&self) -> Option<String> {
+        let ready: Value = serde_json::from_str(&std::fs::read_to_string(&self.file).ok()?).ok()?;
+        Some(format!("http://{}", ready["operators"].as_str()?))
+    }
+
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("it can be waited for")

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::{
-    Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey, Hold,
+    Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey, Herald, Hold,
     Horizons, Intake, JobFilter, Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Progress, Promoted,
-    Receipt, Replay, Rescued, StoredBody, Upkeep, Work,
+    Receipt, Replay, Rescued, StoredBody, Turn, Upkeep, Work,
 };
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{
-    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -298,5 +298,34 @@ impl Books for FaultyLedger {
 
     async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError> {
         self.pass("token")?.token(hash, now).await
+    }
+}
+
+#[async_trait]
+impl Herald for FaultyLedger {
+    async fn set_announcing(&self, on: bool, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        self.pass("set_announcing")?.set_announcing(on, config_digest, now).await
+    }
+
+    async fn next_announcements(
+        &self,
+        herald: WorkerId,
+        limit: u32,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Turn, LedgerError> {
+        self.pass("next_announcements")?.next_announcements(herald, limit, until, now).await
+    }
+
+    async fn announced(&self, herald: WorkerId, numbers: &[i64], now: Timestamp) -> Result<bool, LedgerError> {
+        self.pass("announced")?.announced(herald, numbers, now).await
+    }
+
+    async fn pass_turn(&self, herald: WorkerId) -> Result<(), LedgerError> {
+        self.pass("pass_turn")?.pass_turn(herald).await
+    }
+
+    async fn oldest_unannounced(&self) -> Result<Option<Timestamp>, LedgerError> {
+        self.pass("oldest_unannounced")?.oldest_unannounced().await
     }
 }

@@ -20,6 +20,7 @@ pub mod otlp;
 pub mod pgbouncer;
 pub mod porter;
 pub mod postgres;
+pub mod program;
 pub mod proxy;
 pub mod rabbit_cluster;
 pub mod rabbitmq;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{Key, Limit, Names, Priority, Problem};
+use schemas::{ApprovalPolicy, Key, Limit, Names, Priority, Problem};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -45,6 +45,11 @@ pub trait Handler: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'st
     /// What a job with these arguments must find room at: `Limit::one("database:main")` for whatever must be alone there.
     fn limits(&self) -> Vec<Limit> {
         Vec::new()
+    }
+
+    /// Whose consent a job with these arguments waits for, whoever starts it. A runbook may ask for more, never for less.
+    fn approval(&self) -> Option<ApprovalPolicy> {
+        None
     }
 
     /// Whether doing a finished job of it again is refused: its effect must not be doubled.

@@ -17,6 +17,7 @@ pub mod handler;
 mod heart;
 pub mod heartbeat;
 pub mod jobs;
+pub mod ledger_copies;
 mod mask;
 mod metrics;
 pub mod migrations;

@@ -9,10 +9,11 @@ use schemas::{Catalog, JobId, NewJob, Problem, Timestamp};
 use serde_json::to_value;
 use tracing::error;
 
-use crate::channels::Severity;
 use crate::channels::message::cut;
+use crate::channels::{Action, Severity};
 use crate::handler::Handler;
 use crate::jobs::notify::{DiscardedJob, NOTIFYING, Notify, OF_A_FAILED_MESSAGE, Template, notifying};
+use crate::ledger_copies::{News, NoticeOfCopies};
 
 /// Longer errors are cut: the whole one stands in the ledger.
 const LONGEST_ERROR: usize = 4_000;
@@ -50,6 +51,44 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
         let args = to_value(&notify).map_err(|error| Problem::new(error.to_string()));
         args.and_then(|args| catalog.job(Notify::KIND, &args, now))
             .inspect_err(|problem| error!(schedule = missed.schedule, %problem, "nobody is told about missed times"))
+            .ok()
+    })
+}
+
+/// Tells the given channel that the ledger is not copied, and that it is again.
+pub fn on_copies(channel: &str, catalog: Catalog) -> NoticeOfCopies {
+    let channel = channel.to_owned();
+    Arc::new(move |news, now| {
+        let (title, text, action) = match news {
+            News::Stale { minutes, reason } => (
+                "The ledger is not copied",
+                format!("Its last copy is {minutes} minutes old: a lost machine would lose what came since. {reason}"),
+                Action::Trigger,
+            ),
+            News::Superseded(claim) => (
+                "Two porters go on from one ledger",
+                format!(
+                    "The machine `{}` recovered this ledger at {}, and this one still runs. It is copied no more. Stop \
+                     one of the two.",
+                    claim.machine,
+                    claim.at.format("%Y-%m-%d %H:%M:%SZ")
+                ),
+                Action::Trigger,
+            ),
+            News::Fresh => ("The ledger is copied again", "Its copies are fresh.".to_owned(), Action::Resolve),
+        };
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some(title.to_owned()),
+            text: Some(cut(&text, LONGEST_ERROR)),
+            // Of the resolve too, so that it goes the way of its trigger.
+            severity: Some(Severity::Critical),
+            alarm: Some("ledger copies".to_owned()),
+            action: Some(action),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(%problem, "nobody is told about the ledger's copies"))
             .ok()
     })
 }
@@ -195,6 +234,21 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("nightporter schedules run nightly"), "{text}");
+    }
+
+    #[test]
+    fn copies_that_are_too_old_raise_an_alarm_and_fresh_ones_resolve_it() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_copies("oncall", crate::jobs::registry().catalog(names));
+        let told = |news: &News| -> Value {
+            serde_json::from_str(notice(news, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
+        };
+        let stale = told(&News::Stale { minutes: 7, reason: "the bucket is gone".into() });
+        assert_eq!((&stale["action"], &stale["severity"]), (&Value::from("trigger"), &Value::from("critical")));
+        let text = stale["text"].as_str().unwrap();
+        assert!(text.contains("7 minutes") && text.contains("the bucket is gone"), "{text}");
+        let fresh = told(&News::Fresh);
+        assert_eq!((&fresh["action"], &fresh["alarm"]), (&Value::from("resolve"), &stale["alarm"]));
     }
 
     #[test]

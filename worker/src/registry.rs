@@ -48,6 +48,7 @@ impl Registry {
                 check: check::<H>,
                 key: |args| decode::<H>(args).ok().and_then(|handler| handler.key()),
                 limits: |args| decode::<H>(args).map(|handler| handler.limits()).unwrap_or_default(),
+                approval: |args| decode::<H>(args).ok().and_then(|handler| handler.approval()),
                 once: H::ONCE,
                 output: H::output,
             },

@@ -40,7 +40,7 @@ pub(crate) enum Command {
     Show(Which),
     /// Prove a backup: restore it into a scratch database and compare that with what was dumped; waits for the end.
     Verify(start::Verify),
-    /// Make a new database from a backup; waits for the end.
+    /// Make a new database from a backup, or put it in the place of the live one; waits for the end.
     Restore(start::Restore),
     /// Keep a backup whatever its age.
     Pin(pins::Pin),
@@ -65,8 +65,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
     match command {
         Command::List { store, database } => list(store.as_deref(), database.as_deref(), global).await,
         Command::Show(which) => show::run(which, global).await,
-        Command::Verify(args) => start::verify(args, global).await,
-        Command::Restore(args) => start::restore(args, global).await,
+        Command::Verify(args) => Box::pin(start::verify(args, global)).await,
+        Command::Restore(args) => Box::pin(start::restore(args, global)).await,
         Command::Pin(args) => pins::pin(args, global).await,
         Command::Unpin(which) => pins::unpin(which, global).await,
     }
@@ -122,7 +122,7 @@ fn line(store: &str, backup: Backup, listing: &Listing) -> Line {
     Line { store: store.to_owned(), key: backup.key, marks, manifest: backup.manifest }
 }
 
-fn stores<'a>(config: &'a Config, wanted: Option<&str>) -> Result<Vec<(&'a str, &'a StoreConfig)>, Failure> {
+pub(super) fn stores<'a>(config: &'a Config, wanted: Option<&str>) -> Result<Vec<(&'a str, &'a StoreConfig)>, Failure> {
     let all = &config.world.stores;
     let Some(name) = wanted else { return Ok(all.iter().map(|(name, store)| (name.as_str(), store)).collect()) };
     let unknown = || Failure::not_found(Problem::unknown("store", name, all.keys().map(String::as_str)).to_string());
@@ -130,19 +130,22 @@ fn stores<'a>(config: &'a Config, wanted: Option<&str>) -> Result<Vec<(&'a str, 
     Ok(vec![(name.as_str(), store)])
 }
 
-async fn open(config: &Config, name: &str, store: &StoreConfig) -> Result<Box<dyn Store>, Failure> {
+pub(super) async fn open(config: &Config, name: &str, store: &StoreConfig) -> Result<Box<dyn Store>, Failure> {
     // The clients of AWS are large, and would be part of every future that asks for one.
     let resolver = Box::pin(rooms::resolver(config)).await;
     Box::pin(within(name, worker::stores::open(name, store, &resolver))).await
 }
 
 /// Asks a store, for so long.
-async fn within<T>(name: &str, asked: impl Future<Output = Result<T, worker::Failure>>) -> Result<T, Failure> {
+pub(super) async fn within<T>(
+    name: &str,
+    asked: impl Future<Output = Result<T, worker::Failure>>,
+) -> Result<T, Failure> {
     let away = || Failure::unavailable(format!("the store `{name}` did not answer in time"));
     timeout(DEADLINE, asked).await.map_err(|_| away())?.map_err(|failure| of_store(name, failure))
 }
 
-fn of_store(name: &str, failure: worker::Failure) -> Failure {
+pub(super) fn of_store(name: &str, failure: worker::Failure) -> Failure {
     match failure {
         worker::Failure::Retry { error, .. } => Failure::unavailable(format!("the store `{name}`: {error:#}")),
         worker::Failure::Discard(error) => Failure::failed(format!("the store `{name}`: {error:#}")),
@@ -210,7 +213,7 @@ fn proven(marks: &Marks, now: Timestamp) -> String {
 }
 
 /// How long ago, in the largest unit of which there are two.
-fn age(at: Timestamp, now: Timestamp) -> String {
+pub(super) fn age(at: Timestamp, now: Timestamp) -> String {
     let seconds = (now - at).num_seconds().max(0);
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -221,7 +224,7 @@ fn age(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// In the largest unit of which there is one, with a decimal.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),

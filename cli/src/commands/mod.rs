@@ -13,6 +13,7 @@ pub(crate) mod explain;
 pub(crate) mod filter;
 pub(crate) mod jobs;
 pub(crate) mod queues;
+pub(crate) mod recover;
 pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod runs;
@@ -46,6 +47,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
         Command::Runs(command) => runs::run(command, global).await,
         Command::Schedules(command) => schedules::run(command, global).await,
         Command::Queues(command) => queues::run(command, global).await,
+        Command::Recover(args) => Box::pin(recover::run(args, global)).await,
         Command::Backups(command) => Box::pin(backups::run(command, global)).await,
         Command::Secrets(command) => secrets::run(command, global).await,
         Command::Approvals(command) => approvals::run(command, global).await,

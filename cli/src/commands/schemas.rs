@@ -8,7 +8,7 @@ use schemas::api::{
     ApprovalView, AuditView, DeliveryAnswer, ErrorAnswer, EventView, JobView, PauseView, QueueView, ReasonRequest,
     RunView, ScheduleDetails, ScheduleView, StartAnswer, StartRequest, TokenView,
 };
-use schemas::{Event, Names};
+use schemas::{Announcement, Event, JobMessage, Names};
 use serde_json::Value;
 
 use crate::failure::Failure;
@@ -47,6 +47,7 @@ fn write(folder: &std::path::Path, all: &BTreeMap<String, Value>) -> Result<(), 
 /// All published schemas, and the document that describes the API, by name.
 fn published() -> BTreeMap<String, Value> {
     let mut all: BTreeMap<String, Value> = [
+        ("announcement", schemars::schema_for!(Announcement)),
         ("approval-view", schemars::schema_for!(ApprovalView)),
         ("audit-line", schemars::schema_for!(AuditView)),
         ("bell", schemars::schema_for!(Bell)),
@@ -54,6 +55,7 @@ fn published() -> BTreeMap<String, Value> {
         ("error", schemars::schema_for!(ErrorAnswer)),
         ("event", schemars::schema_for!(Event)),
         ("event-view", schemars::schema_for!(EventView)),
+        ("job-message", schemars::schema_for!(JobMessage)),
         ("job-view", schemars::schema_for!(JobView)),
         ("pause-view", schemars::schema_for!(PauseView)),
         ("queue-view", schemars::schema_for!(QueueView)),

@@ -7,10 +7,11 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 18] = [
+const PLACES: [&[&str]; 19] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
+    &["amqp", "url"],
     &["vault", "identity"],
     &["sources", "*", "secrets", "*"],
     &["connections", "github", "token"],

@@ -5,6 +5,7 @@ mod finding;
 #[cfg(test)]
 mod fuzz;
 mod literals;
+mod programs;
 mod read;
 mod sections;
 
@@ -16,6 +17,7 @@ use worker::WorldConfig;
 use worker::heartbeat::HeartbeatConfig;
 
 pub(crate) use finding::Finding;
+pub(crate) use programs::AmqpSection;
 pub(crate) use sections::{
     Address, DefaultsSection, LogFormat, LogLevel, OperatorsSection, QueueSection, ServerSection, Span,
     TelemetrySection, VaultAddress, VaultSection, WorkerSection, sqlite_path,
@@ -35,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) worker: WorkerSection,
     pub(crate) telemetry: TelemetrySection,
     pub(crate) heartbeat: Option<HeartbeatConfig>,
+    pub(crate) amqp: Option<AmqpSection>,
     pub(crate) world: WorldConfig,
     pub(crate) sources: Sources,
     pub(crate) startable: Startable,

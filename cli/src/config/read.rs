@@ -21,11 +21,12 @@ use worker::world::{Connections, GithubConnection, VercelConnection};
 
 use super::document::Document;
 use super::finding::{Finding, from_serde};
+use super::programs::AmqpSection;
 use super::sections::{GithubSection, QueueSection, VaultSection, VercelSection, WorkerSection};
 use super::{Config, DefaultsSection, literals};
 
 /// The tables that the file may have.
-const TABLES: [&str; 20] = [
+const TABLES: [&str; 21] = [
     "server",
     "operators",
     "queue",
@@ -46,6 +47,7 @@ const TABLES: [&str; 20] = [
     "worker",
     "telemetry",
     "heartbeat",
+    "amqp",
 ];
 
 /// How much of the digest is kept with each event: enough to tell configurations apart.
@@ -53,6 +55,9 @@ const DIGEST_BYTES: usize = 6;
 
 /// Heartbeats come three times in a lease, and a worker stops its jobs at two thirds of it.
 const SHORTEST_LEASE: Duration = Duration::from_secs(3);
+
+/// Copies of the ledger: more often they only cost, and less often they are none.
+const COPY_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 
 /// Reads a file's text. There is a configuration exactly if there is no error among the findings.
 pub(super) fn read(text: &str) -> (Option<Config>, Vec<Finding>) {
@@ -109,7 +114,9 @@ impl Reader<'_> {
         let sources = self.sources();
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
+        let amqp = self.amqp(queue.as_ref(), &catalog);
         self.check_queue(queue.as_ref());
+        self.check_copies(queue.as_ref());
         self.check_defaults(defaults.as_ref());
         self.check_worker(worker.as_ref(), &registry);
         self.check_vault();
@@ -123,6 +130,7 @@ impl Reader<'_> {
             worker: worker?,
             telemetry: telemetry?,
             heartbeat,
+            amqp,
             world,
             sources,
             startable,
@@ -194,6 +202,14 @@ impl Reader<'_> {
             self.problem(problem.within("heartbeat"));
         }
         Some(heartbeat)
+    }
+
+    fn amqp(&mut self, queue: Option<&QueueSection>, catalog: &schemas::Catalog) -> Option<AmqpSection> {
+        let amqp: AmqpSection = self.part(&["amqp"])?;
+        for problem in amqp.problems(queue.map(|queue| &queue.broker), catalog) {
+            self.problem(problem.within("amqp"));
+        }
+        Some(amqp)
     }
 
     fn stores(&mut self) -> BTreeMap<String, StoreConfig> {
@@ -390,6 +406,26 @@ impl Reader<'_> {
             let problem = Problem::new("`token` is missing: several processes need the same one")
                 .help("write `token = \"${env:NIGHTPORTER_TOKEN}\"` under [operators]");
             self.problem(problem.within("operators"));
+        }
+    }
+
+    fn check_copies(&mut self, queue: Option<&QueueSection>) {
+        let Some(queue) = queue else { return };
+        if !COPY_EVERY.contains(&queue.copy_every.0) {
+            let problem =
+                Problem::new("the ledger is copied every 1s to 1h").help("30s is what it is without this line");
+            self.problem(problem.within("copy_every").within("queue"));
+        }
+        let Some(name) = &queue.copy_to else { return };
+        let stores = self.document.names(&["stores"]);
+        if !stores.contains(name) {
+            let problem = Problem::unknown("store", name, stores.iter().map(String::as_str));
+            self.problem(problem.within("copy_to").within("queue"));
+        }
+        if matches!(queue.ledger.scheme(), Some("postgres" | "postgresql")) {
+            let problem = Problem::new("only a SQLite ledger is copied; PostgreSQL is copied by its own means")
+                .help("leave `copy_to` out, and see docs/recover.md");
+            self.problem(problem.within("copy_to").within("queue"));
         }
     }
 

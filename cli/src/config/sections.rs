@@ -57,6 +57,10 @@ pub(crate) struct QueueSection {
     pub(crate) broker: Address,
     /// How long what is done is kept in the ledger.
     pub(crate) keep: KeepSection,
+    /// The store that the ledger is copied to, where it is a file.
+    pub(crate) copy_to: Option<String>,
+    /// How often it is.
+    pub(crate) copy_every: Span,
 }
 
 /// `[queue.keep]`: how long what is done is kept in the ledger.
@@ -111,6 +115,8 @@ impl Default for QueueSection {
             ledger: Address::known("sqlite:nightporter.db"),
             broker: Address::known("in-process"),
             keep: KeepSection::default(),
+            copy_to: None,
+            copy_every: Span(Duration::from_secs(30)),
         }
     }
 }
@@ -151,7 +157,7 @@ pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
     Some(path.split('?').next().unwrap_or_default().into())
 }
 
-fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
     let plain = String::deserialize(deserializer)?;
     let secret = SecretText::parse(&plain).map_err(serde::de::Error::custom)?;
     Ok(Address { secret: (!secret.is_literal()).then_some(secret), plain })
@@ -386,6 +392,7 @@ impl TryFrom<String> for Span {
 mod tests {
     use serde::de::DeserializeOwned;
 
+    use super::super::programs::{AmqpSection, AnnouncementsSection, JobsSection};
     use super::*;
 
     /// The keys that a type reads, from serde's own message about one that it does not.
@@ -443,6 +450,9 @@ mod tests {
             ("[worker]", keys::<WorkerSection>()),
             ("[telemetry]", keys::<TelemetrySection>()),
             ("[heartbeat]", keys::<worker::heartbeat::HeartbeatConfig>()),
+            ("[amqp]", keys::<AmqpSection>()),
+            ("[amqp.jobs]", keys::<JobsSection>()),
+            ("[amqp.announcements]", keys::<AnnouncementsSection>()),
         ];
         for (heading, keys) in parts {
             let rows = part(&page, heading).lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());

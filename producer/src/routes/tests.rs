@@ -24,6 +24,7 @@ fn startable() -> Startable {
         check: |args, _| if args["ref"].is_string() { vec![] } else { vec![Problem::new("`ref` is missing")] },
         key: |_| None,
         limits: |_| Vec::new(),
+        approval: |_| None,
         once: false,
         output: || json!({}),
     };

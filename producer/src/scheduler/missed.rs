@@ -27,6 +27,14 @@ pub(super) struct Missed {
 }
 
 impl Next {
+    /// How many nominal times it settles.
+    pub(super) fn times(&self) -> u32 {
+        match self {
+            Self::Fire(_) => 1,
+            Self::Miss(missed) => missed.times.times,
+        }
+    }
+
     /// Up to which nominal time it settles.
     pub(super) fn last(&self) -> Timestamp {
         match self {
@@ -62,6 +70,19 @@ pub(super) fn next(schedule: &Schedule, settled: Timestamp, now: Timestamp, grac
         return Some(Next::Fire(first));
     }
     Some(Next::Miss(missed(schedule, first, fired_from, newest)))
+}
+
+/// What came of a schedule after `settled`, for whatever reason nobody is to make up for it; none where nothing came.
+pub fn since(schedule: &Schedule, settled: Timestamp, now: Timestamp, reason: &str) -> Option<MissedTimes> {
+    let has_come = |time: &Timestamp| schedule.due(*time) <= now;
+    let first = schedule.timetable.after(settled).filter(has_come)?;
+    let newest = schedule.timetable.latest(now).filter(|newest| *newest > first).unwrap_or(first);
+    // Of jittered times the newest may not be due yet.
+    let before = || schedule.timetable.latest(newest - chrono::TimeDelta::seconds(1));
+    let last = if has_come(&newest) { newest } else { before().filter(|last| *last > first).unwrap_or(first) };
+    let counted = schedule.timetable.times_after(settled).take_while(|time| *time <= last).take(COUNTED).count();
+    let times = u32::try_from(counted).unwrap_or(u32::MAX);
+    Some(MissedTimes { schedule: schedule.name.clone(), first, last, times, reason: reason.to_owned() })
 }
 
 /// The oldest of the last `count` times from `first` to `newest`; none where that is none of them.
@@ -165,6 +186,20 @@ mod tests {
         );
         assert_eq!(settled(&schedule("0 2 * * *", CatchUp::Skip), from, now), ["miss 02:00-02:00 1 told"]);
         assert_eq!(settled(&schedule("0 2 * * *", CatchUp::Once), from, now), ["fire 02:00"]);
+    }
+
+    #[test]
+    fn what_came_since_is_said_whole_whatever_is_made_up_for() {
+        let said = |cron: &str, now: &str| {
+            let (settled, now) = ("2026-11-20T01:30:00Z".parse().unwrap(), now.parse().unwrap());
+            let times = since(&schedule(cron, CatchUp::All), settled, now, "why")?;
+            let said = |moment: Timestamp| moment.format("%H:%M").to_string();
+            Some(format!("{}-{} {}", said(times.first), said(times.last), times.times))
+        };
+        assert_eq!(said("0 * * * *", "2026-11-20T01:59:59Z"), None);
+        assert_eq!(said("0 * * * *", "2026-11-20T02:00:00Z").unwrap(), "02:00-02:00 1");
+        assert_eq!(said("0 * * * *", "2026-11-20T05:59:00Z").unwrap(), "02:00-05:00 4");
+        assert_eq!(said("0 3 * * *", "2026-11-20T05:59:00Z").unwrap(), "03:00-03:00 1");
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! found by whoever comes next. A time that is late by less than `GRACE` is late and not missed, if it is the newest one.
 
 mod config;
+mod metrics;
 mod missed;
 
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use queue::clock::later;
 use queue::ledger::{Announced, Due, Fired, Firing, LedgerError, Progress};
 use queue::{MissedTimes, NoticeOfMissed, Queue, trace};
@@ -19,7 +21,10 @@ use tracing::{Instrument, Span, error, info, info_span, warn};
 
 use crate::routes::Startable;
 
+use self::metrics::Metrics;
+
 pub use config::ScheduleConfig;
+pub use missed::since;
 
 /// Producers with an older configuration hear of this one so often, and what others have settled is read again: within
 /// the time in which a configuration counts as alive, and seldom enough to cost nothing.
@@ -58,6 +63,7 @@ pub struct Scheduler {
     progress: Option<Vec<Progress>>,
     announce_at: Timestamp,
     is_outdated: bool,
+    metrics: Metrics,
 }
 
 /// Whether to go on with a schedule's next time.
@@ -70,7 +76,13 @@ enum Next {
 impl Scheduler {
     /// A scheduler that has not looked yet.
     pub fn new(config: SchedulerConfig) -> Self {
-        Self { config, progress: None, announce_at: Timestamp::MIN_UTC, is_outdated: false }
+        let metrics = Metrics::of(&config.schedules);
+        Self { config, progress: None, announce_at: Timestamp::MIN_UTC, is_outdated: false, metrics }
+    }
+
+    /// Makes what it counts known under its names.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
     }
 
     /// Fires what is due until told to stop.
@@ -162,11 +174,12 @@ impl Scheduler {
         progress: &mut Progress,
         due: missed::Next,
     ) -> Result<Next, LedgerError> {
-        let nominal = due.last();
+        let (nominal, times) = (due.last(), due.times());
         let fired = match due {
             missed::Next::Fire(nominal) => self.fire(schedule, nominal).await?,
             missed::Next::Miss(missed) => self.miss(schedule, missed).await?,
         };
+        self.metrics.settled(&schedule.name, &fired, times);
         match fired {
             Fired::Before | Fired::Outdated => return Ok(Next::AskTheLedger),
             Fired::Waits(_) => progress.waiting.push(nominal),
@@ -232,7 +245,11 @@ impl Scheduler {
         let Some(mut progress) = self.progress.take() else { return Ok(()) };
         for (schedule, progress) in self.config.schedules.iter().zip(&mut progress) {
             while let Some(nominal) = progress.waiting.first().copied() {
-                match self.fire(schedule, nominal).await? {
+                let fired = self.fire(schedule, nominal).await?;
+                if !matches!(fired, Fired::Waits(_)) {
+                    self.metrics.settled(&schedule.name, &fired, 1);
+                }
+                match fired {
                     Fired::Waits(_) => break,
                     Fired::Outdated => {
                         self.announce_at = Timestamp::MIN_UTC;

@@ -8,7 +8,7 @@ use queue::bell::Bells;
 use queue::ledger::*;
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{
-    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -262,5 +262,30 @@ impl Books for Faulty {
     }
     async fn token(&self, hash: &[u8; 32], now: Timestamp) -> Result<Option<TokenView>, LedgerError> {
         self.ledger.token(hash, now).await
+    }
+}
+
+#[async_trait]
+impl Herald for Faulty {
+    async fn set_announcing(&self, on: bool, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+        self.ledger.set_announcing(on, config_digest, now).await
+    }
+    async fn next_announcements(
+        &self,
+        herald: WorkerId,
+        limit: u32,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Turn, LedgerError> {
+        self.ledger.next_announcements(herald, limit, until, now).await
+    }
+    async fn announced(&self, herald: WorkerId, numbers: &[i64], now: Timestamp) -> Result<bool, LedgerError> {
+        self.ledger.announced(herald, numbers, now).await
+    }
+    async fn pass_turn(&self, herald: WorkerId) -> Result<(), LedgerError> {
+        self.ledger.pass_turn(herald).await
+    }
+    async fn oldest_unannounced(&self) -> Result<Option<Timestamp>, LedgerError> {
+        self.ledger.oldest_unannounced().await
     }
 }

@@ -132,6 +132,7 @@ fn door(queue: &Queue, folder: &TempDir, limits: SpoolLimits, routes: &Value) ->
         check: |_, _| Vec::new(),
         key: |_| None,
         limits: |_| Vec::new(),
+        approval: |_| None,
         once: false,
         output: || json!({}),
     };

@@ -1,6 +1,8 @@
-//! The broker: carries bells to workers. It is disposable: whatever it loses, the ledger still knows.
+//! The broker: carries bells to workers. It is disposable: whatever it loses, the ledger still knows. [`programs`] is the
+//! other thing that brokers carry: messages from and to other programs.
 
 mod in_process;
+pub mod programs;
 mod rabbitmq;
 
 use std::sync::Arc;

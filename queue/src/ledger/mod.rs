@@ -1,4 +1,4 @@
-//! The ledger: the only truth. Five seams, by who calls them; one engine struct implements them all.
+//! The ledger: the only truth. Six seams, by who calls them; one engine struct implements them all.
 //!
 //! Rules that hold for every method of every engine, each kept by the conformance suite:
 //!
@@ -9,19 +9,23 @@
 //! - Whatever becomes `available` is told to the caller as [`Bells`], to be rung after the commit.
 //! - Rows are written in the order of their keys, so that no two transactions wait for each other.
 
+mod announcing;
 mod asks;
 mod door;
 mod firing;
 mod postgres;
+mod recovery;
 mod rows;
+mod snapshot;
 mod sqlite;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
 use schemas::{
-    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp,
+    AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -30,8 +34,11 @@ use crate::OpenError;
 use crate::bell::Bells;
 use crate::config::NoticeOfDiscard;
 
+pub use announcing::*;
 pub use asks::*;
 use postgres::Postgres;
+pub use recovery::{LastEvent, OpenJob, Recovered, Recovery};
+pub use snapshot::{Snapped, Snapshot};
 use sqlite::Sqlite;
 
 /// For those who bring work: the producer, the scheduler, programs.
@@ -124,6 +131,13 @@ pub trait Upkeep: Send + Sync {
     /// Forgets what is older than it is to be kept, the oldest first, at most `limit` of each; how many of what there were
     /// most. Jobs and runs that have not ended are never forgotten, and neither are keys: what was done is not done again.
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError>;
+
+    /// The whole ledger as it stands now, where it is a file, unless nothing was written since that version. Whoever
+    /// writes goes on.
+    async fn snapshot(&self, since: Option<i64>) -> Result<Snapped, LedgerError> {
+        let _ = since;
+        Ok(Snapped::NoFile)
+    }
 }
 
 /// For operators. Each verb takes who and why, and writes its audit row in the same transaction.
@@ -229,10 +243,41 @@ pub trait Books: Send + Sync {
     async fn audit(&self, limit: u32) -> Result<Vec<AuditRecord>, LedgerError>;
 }
 
-/// All five.
-pub trait Ledger: Intake + Work + Upkeep + Desk + Books {}
+/// For those who announce to other programs what happens: accepted events, and how jobs ended.
+///
+/// While it is on, each is written down in the transaction in which it happens, by whoever does it: older binaries and
+/// processes that know nothing of announcements do too. While it is off, nothing is written, and nothing costs anything.
+#[async_trait]
+pub trait Herald: Send + Sync {
+    /// Has what happens written down from now on, or not any more, and what was not announced forgotten. The newest
+    /// configuration decides; whether that is this one.
+    async fn set_announcing(&self, on: bool, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError>;
 
-impl<T: Intake + Work + Upkeep + Desk + Books> Ledger for T {}
+    /// Takes or keeps the turn until `until`, and gives what is to be announced next, in order, at most `limit`: the same
+    /// again until it is said to be announced. Numbers are given here, to what is visible, so that nothing is skipped that
+    /// is committed later under an earlier id.
+    async fn next_announcements(
+        &self,
+        herald: WorkerId,
+        limit: u32,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Turn, LedgerError>;
+
+    /// These are announced, by their numbers: they are forgotten. Whether it is still this herald's turn.
+    async fn announced(&self, herald: WorkerId, numbers: &[i64], now: Timestamp) -> Result<bool, LedgerError>;
+
+    /// Gives the turn to whoever asks next.
+    async fn pass_turn(&self, herald: WorkerId) -> Result<(), LedgerError>;
+
+    /// Since when the oldest waits that is not announced yet.
+    async fn oldest_unannounced(&self) -> Result<Option<Timestamp>, LedgerError>;
+}
+
+/// All six.
+pub trait Ledger: Intake + Work + Upkeep + Desk + Books + Herald {}
+
+impl<T: Intake + Work + Upkeep + Desk + Books + Herald> Ledger for T {}
 
 /// What every engine is opened with.
 #[derive(Clone)]
@@ -257,6 +302,12 @@ pub async fn look(url: &str) -> Result<Look, OpenError> {
         "postgres" | "postgresql" => postgres::look(url).await,
         other => Err(OpenError::UnknownLedger(other.to_owned())),
     }
+}
+
+/// Makes a ledger that goes on from a copy in a file which nobody uses: what ran is interrupted, and what the lost machine
+/// may have done after the copy asks first.
+pub async fn recover(file: &Path, recovery: &Recovery<'_>) -> Result<Recovered, OpenError> {
+    sqlite::recover(file, recovery).await
 }
 
 /// Opens a ledger, making or migrating its tables. The one place that knows which engines there are.

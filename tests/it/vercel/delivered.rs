@@ -102,7 +102,8 @@ async fn a_signed_delivery_becomes_an_answered_check_and_a_failed_one_is_rerun_o
     let site = Site::new().await;
     site.house.run(&["check"]).exits(0);
     let up = site.house.start("up");
-    let door = up.server();
+    let (door, operators) = (up.server(), up.operators());
+    let asks = |what: &[&str]| site.house.run(&[what, &["--server", &operators]].concat());
     let files = [("1_t.sql", "create table t1 (id int);"), ("2_t.sql", "alter table t_missing add column id int;")];
     let deployment = site.deploy(&files[..1]);
     let check = site.vercel.begin_check(&deployment);
@@ -110,7 +111,7 @@ async fn a_signed_delivery_becomes_an_answered_check_and_a_failed_one_is_rerun_o
     assert_eq!([deliver(&door, &event).await, deliver(&door, &event).await], [202, 200]);
     assert_eq!(site.answered(&check).await, "succeeded");
     assert_eq!(site.vercel.check_run(&check)["answers"], 1);
-    let run = &site.house.run(&["runs", "list", "--json"]).exits(0).json();
+    let run = asks(&["runs", "list", "--json"]).exits(0).json();
     assert_eq!(run.as_array().unwrap().len(), 1, "delivered twice, run once");
     let backed_up =
         run[0]["jobs"].as_array().unwrap().iter().any(|job| job["name"] == "backup" && job["state"] == "completed");
@@ -122,7 +123,7 @@ async fn a_signed_delivery_becomes_an_answered_check_and_a_failed_one_is_rerun_o
     let check = site.vercel.begin_check(&failing);
     deliver(&door, &site.vercel.check_event("deployment.checkrun.start", &check)).await;
     assert_eq!(site.answered(&check).await, "failed");
-    let gates = site.house.run(&["jobs", "list", "--kind", "gate", "--json"]).exits(0).json();
+    let gates = asks(&["jobs", "list", "--kind", "gate", "--json"]).exits(0).json();
     let gate = gates[0]["id"].as_str().unwrap().to_owned();
 
     site.target.run("create table t_missing ()").await;
@@ -130,13 +131,13 @@ async fn a_signed_delivery_becomes_an_answered_check_and_a_failed_one_is_rerun_o
     deliver(&door, &site.vercel.check_event("deployment.checkrun.start", &rerun)).await;
     assert_eq!(site.answered(&rerun).await, "succeeded");
 
-    site.house.run(&["jobs", "bypass", &gate]).exits(2); // Without a reason.
-    site.house.run(&["jobs", "bypass", &gate, "--reason", "known to be well"]).exits(0);
+    asks(&["jobs", "bypass", &gate]).exits(2); // Without a reason.
+    asks(&["jobs", "bypass", &gate, "--reason", "known to be well"]).exits(0);
     eventually("it is bypassed", async || (site.vercel.check_run(&check)["conclusion"] == "succeeded").then_some(()))
         .await;
     let text = site.vercel.check_run(&check)["conclusionText"].as_str().unwrap().to_owned();
     assert!(text.starts_with("bypassed by ") && text.ends_with(": known to be well"), "{text}");
-    let audit = site.house.run(&["audit", "list", "--json"]).exits(0).json();
+    let audit = asks(&["audit", "list", "--json"]).exits(0).json();
     assert!(audit.as_array().unwrap().iter().any(|line| line["reason"] == "known to be well"), "{audit}");
     assert!(up.stop().success());
 }

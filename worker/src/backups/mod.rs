@@ -3,6 +3,7 @@
 //! The manifest alone makes a backup exist. It is written last, if absent, when everything about the data was right;
 //! lists, restores and retention read manifests only. All of this works without the ledger.
 
+pub mod ages;
 pub mod keep;
 pub(crate) mod manifest;
 pub mod marks;
@@ -22,6 +23,7 @@ use crate::stores::{Body, ObjectInfo, Store, read_small};
 
 pub use manifest::{Data, Manifest, VERSION};
 pub use marks::{Marks, Pin, Proof};
+pub(crate) use packing::measure;
 pub use packing::{Measure, Packed, Packing, Unpacked, unpack};
 pub use sealing::{Encryption, Seal, SealedFor};
 pub use sweep::{Swept, sweep_orphans, sweep_rivals};
@@ -166,7 +168,7 @@ pub async fn delete(store: &dyn Store, backup: &str) -> Result<(), Failure> {
 }
 
 /// Whether it failed because the bytes in the store are not the backup's, or not there: that stays so.
-pub(crate) fn is_damage(failure: &Failure) -> bool {
+pub fn is_damage(failure: &Failure) -> bool {
     let Failure::Discard(error) = failure else { return false };
     let damage = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(damage))

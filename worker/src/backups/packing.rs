@@ -146,7 +146,7 @@ fn unpack_into(stored: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>, seal
 }
 
 /// Reads stored bytes to their end.
-pub(super) async fn measure(stored: impl AsyncRead + Send + Unpin + 'static) -> Result<Measure, Failure> {
+pub(crate) async fn measure(stored: impl AsyncRead + Send + Unpin + 'static) -> Result<Measure, Failure> {
     let bridge = SyncIoBridge::new(stored);
     let reading = tokio::task::spawn_blocking(move || {
         let mut stored = Measured::new(bridge);

@@ -92,6 +92,13 @@ pub trait Database: Send + Sync {
     /// tag, made it. The database has its name only when it is whole; on failure nothing is left.
     async fn restore(&self, new_name: &str, tag: &str, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure>;
 
+    /// The same beside this database, to take its place: whatever of it belongs to others, or is open to them, does so in
+    /// the new one too. False where it has taken its place already.
+    async fn restore_beside(&self, scratch: Scratch, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<bool, Failure>;
+
+    /// Puts what was restored beside this database in its place, at once or not at all, once; where the old one is kept.
+    async fn take_place(&self, scratch: Scratch) -> Result<String, Failure>;
+
     /// What stands in the way of its jobs, without changing anything.
     async fn examine(&self) -> Result<Vec<Remark>, Failure>;
 

@@ -5,6 +5,7 @@
 mod ask;
 mod contents;
 mod dump;
+mod place;
 mod scratch;
 mod upkeep;
 
@@ -35,6 +36,15 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Making or dropping a database, which waits for a checkpoint.
 const DATABASE_DEADLINE: Duration = Duration::from_mins(5);
+
+/// To whom what is restored belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// To whoever restores: it is to be looked at.
+    Ours,
+    /// To whom it belonged, and open to whom it was: it takes the place of the one that it is a backup of.
+    AsBefore,
+}
 
 /// A `PostgreSQL` database.
 pub(super) struct Postgres {
@@ -158,37 +168,18 @@ impl Database for Postgres {
     }
 
     async fn restore(&self, new_name: &str, tag: &str, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<(), Failure> {
-        let mut connection = self.connect().await?;
-        let mark = format!("restored by nightporter, job {tag}");
-        match self.mark_of(&mut connection, new_name).await? {
-            Some(found) if found == mark => return Ok(()), // An earlier attempt did it and could not say so.
-            Some(_) => {
-                return Err(Failure::Discard(anyhow::anyhow!(
-                    "a database named `{new_name}` exists; a restore only fills a new one: choose another name"
-                )));
-            }
-            None => {}
+        self.make(new_name, tag, Rights::Ours, dump).await
+    }
+
+    async fn restore_beside(&self, scratch: Scratch, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<bool, Failure> {
+        if place::is_taken(self, scratch).await? {
+            return Ok(false);
         }
-        // It gets its name when it is whole. What an earlier attempt of this job left unfinished is dropped.
-        let unfinished = unfinished(tag);
-        drop_database(&mut connection, &unfinished).await?;
-        let filled = self.fill(&mut connection, &unfinished, dump).await;
-        let settled = match filled {
-            Ok(()) => settle(&mut connection, &unfinished, new_name, &mark).await,
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = settled {
-            // The connection may have died of the same cause.
-            let dropped = match self.connect().await {
-                Ok(mut connection) => drop_database(&mut connection, &unfinished).await,
-                Err(failure) => Err(failure),
-            };
-            return Err(match dropped {
-                Ok(()) => failure,
-                Err(_) => failure.context(format!("the unfinished database `{unfinished}` could not be dropped")),
-            });
-        }
-        Ok(())
+        self.make(&scratch.name(), &scratch.job.to_string(), Rights::AsBefore, dump).await.map(|()| true)
+    }
+
+    async fn take_place(&self, scratch: Scratch) -> Result<String, Failure> {
+        place::take(self, scratch).await
     }
 
     async fn examine(&self) -> Result<Vec<Remark>, Failure> {
@@ -249,10 +240,56 @@ impl Postgres {
         within(asked.bind(name).fetch_optional(connection)).await
     }
 
+    /// Makes a new database of that name from a dump.
+    async fn make(
+        &self,
+        new_name: &str,
+        tag: &str,
+        rights: Rights,
+        dump: Box<dyn AsyncRead + Send + Unpin>,
+    ) -> Result<(), Failure> {
+        let mut connection = self.connect().await?;
+        let mark = mark(tag);
+        match self.mark_of(&mut connection, new_name).await? {
+            Some(found) if found == mark => return Ok(()), // An earlier attempt did it and could not say so.
+            Some(_) => {
+                return Err(Failure::Discard(anyhow::anyhow!(
+                    "a database named `{new_name}` exists; a restore only fills a new one: choose another name"
+                )));
+            }
+            None => {}
+        }
+        // It gets its name when it is whole. What an earlier attempt of this job left unfinished is dropped.
+        let unfinished = unfinished(tag);
+        drop_database(&mut connection, &unfinished).await?;
+        let filled = self.fill(&mut connection, &unfinished, rights, dump).await;
+        let furnished = match (filled, rights) {
+            (Ok(()), Rights::AsBefore) => place::furnish(self, &mut connection, &unfinished).await,
+            (filled, _) => filled,
+        };
+        let settled = match furnished {
+            Ok(()) => settle(&mut connection, &unfinished, new_name, &mark).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = settled {
+            // The connection may have died of the same cause.
+            let dropped = match self.connect().await {
+                Ok(mut connection) => drop_database(&mut connection, &unfinished).await,
+                Err(failure) => Err(failure),
+            };
+            return Err(match dropped {
+                Ok(()) => failure,
+                Err(_) => failure.context(format!("the unfinished database `{unfinished}` could not be dropped")),
+            });
+        }
+        Ok(())
+    }
+
     async fn fill(
         &self,
         connection: &mut PgConnection,
         name: &str,
+        rights: Rights,
         dump: Box<dyn AsyncRead + Send + Unpin>,
     ) -> Result<(), Failure> {
         let (major, ..) = self.server(connection).await?;
@@ -274,8 +311,10 @@ impl Postgres {
         );
         execute(connection, create).await.map_err(|failure| failure.context("making the new database"))?;
         let to = format!("--dbname={name}"); // A name of our own making, no secret.
-        let arguments =
-            [&to, "--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-password"];
+        let mut arguments = vec![to.as_str(), "--exit-on-error", "--single-transaction", "--no-password"];
+        if rights == Rights::Ours {
+            arguments.extend(["--no-owner", "--no-privileges"]);
+        }
         let (mut program, _) = self.start("pg_restore", &arguments, major, Some(name)).await?;
         program.feed(dump).await?;
         program.end_well().await?;
@@ -361,6 +400,11 @@ async fn within<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
 async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, Failure> {
     let connected = tokio::time::timeout(DEADLINE, PgConnection::connect_with(options)).await;
     connected.or_retry("connecting to the database: no answer")?.or_retry("connecting to the database")
+}
+
+/// What the database says of itself that a job restored.
+fn mark(tag: &str) -> String {
+    format!("restored by nightporter, job {tag}")
 }
 
 /// The name of what a job restores until it is whole.

@@ -2,6 +2,7 @@
 
 mod ask;
 mod contents;
+mod place;
 mod upkeep;
 
 use std::io;
@@ -124,6 +125,17 @@ impl Database for Sqlite {
         };
         remove(&unfinished).await?;
         settled
+    }
+
+    async fn restore_beside(&self, scratch: Scratch, dump: Box<dyn AsyncRead + Send + Unpin>) -> Result<bool, Failure> {
+        if place::is_taken(&self.path, scratch) {
+            return Ok(false);
+        }
+        self.restore(&scratch.name(), &scratch.job.to_string(), dump).await.map(|()| true)
+    }
+
+    async fn take_place(&self, scratch: Scratch) -> Result<String, Failure> {
+        place::take(&self.path, scratch).await
     }
 
     async fn examine(&self) -> Result<Vec<Remark>, Failure> {

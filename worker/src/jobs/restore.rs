@@ -1,15 +1,19 @@
-//! `restore`: makes a new database from a backup, which is checked against its manifest byte by byte on the way.
+//! `restore`: makes a new database from a backup, which is checked against its manifest byte by byte on the way; and, where
+//! that is asked for, has it take the place of the live one (`restore/live.rs`).
 //!
 //! Twice is safe: the database has its wanted name only when it is whole, and with it the job's mark (`PostgreSQL`) or the
 //! backup's very bytes (`SQLite`); an attempt that finds that has nothing to do, one that finds another database refuses.
 //! Nothing is ever restored over a database. Retries what may pass; a damaged backup and a taken name stay refused.
 
+mod live;
+
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{Limit, Names, Problem};
+use schemas::{ApprovalPolicy, Limit, Names, Problem, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::info;
@@ -35,27 +39,45 @@ pub(crate) struct Restore {
     /// The store, as the configuration names it.
     store: String,
     /// The new database's name: letters, digits, `_`, `-` and `.`.
-    into: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    into: Option<String>,
+    /// Instead of that, it takes the place of the live one, of which a backup is made first, and which is kept under
+    /// another name. Somebody else than who starts it must approve it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    replace: bool,
 }
+
+/// How long a restore into a live database waits for its approval.
+const APPROVED_WITHIN: Duration = Duration::from_hours(24);
 
 #[async_trait]
 impl Handler for Restore {
     const KIND: &'static str = "restore";
-    const SUMMARY: &'static str = "makes a new database from a backup";
+    const SUMMARY: &'static str = "makes a new database from a backup, or puts it in the place of the live one";
     const QUEUE: &'static str = "databases";
     const RETRY: RetryPolicy = RetryPolicy::PROMPT;
     const TIME_LIMIT: Duration = Duration::from_hours(24);
 
     fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = check_names(&self.database, &self.store, names);
-        if !is_new_name(&self.into) {
-            problems.push(Problem::new(format!(
-                "`{}` cannot be a new database's name: write up to 63 letters, digits, `_`, `-` and `.`, beginning with \
-                 a letter or a digit",
-                self.into
-            )));
+        match &self.into {
+            Some(name) if !is_new_name(name) => problems.push(Problem::new(format!(
+                "`{name}` cannot be a new database's name: write up to 63 letters, digits, `_`, `-` and `.`, beginning with \
+                 a letter or a digit"
+            ))),
+            Some(_) if self.replace => problems.push(Problem::new("it is either `into` a new database or to `replace` the live one")),
+            None if !self.replace => {
+                let help = "give the new database's name, or `replace = true` to put it in the place of the live one";
+                problems.push(Problem::new("`into` is missing").help(help));
+            }
+            _ => {}
         }
         problems
+    }
+
+    fn approval(&self) -> Option<ApprovalPolicy> {
+        let (count, role) = (NonZeroU32::MIN, Role::Operator);
+        self.replace.then_some(ApprovalPolicy { count, role, within: APPROVED_WITHIN, own: false })
     }
 
     fn limits(&self) -> Vec<Limit> {
@@ -63,24 +85,27 @@ impl Handler for Restore {
     }
 
     fn output() -> Value {
-        json!({"backup": null, "into": null, "bytes": null})
+        json!({"backup": null, "into": null, "bytes": null, "safety_backup": null, "kept": null})
     }
 
     async fn run(&self, cx: &Context) -> Result<Output, Failure> {
-        if !is_new_name(&self.into) {
-            return Err(Failure::Discard(anyhow::anyhow!("`{}` cannot be a new database's name", self.into)));
-        }
+        let into = match &self.into {
+            Some(into) if is_new_name(into) && !self.replace => into,
+            None if self.replace => return self.replace(cx).await,
+            _ => return Err(Failure::Discard(anyhow::anyhow!("it is not said well what becomes of the new database"))),
+        };
         let database = cx.world().database(&self.database).await?;
         let store = cx.world().store(&self.store).await?;
         let backup = choose(cx, &*store, &self.store, &self.database, &self.backup).await?;
         if let Step::Fresh(step) | Step::Unknown(step) = cx.step::<Value>("restore").await? {
-            info!(backup = backup.key, into = self.into, bytes = backup.manifest.data.plain.bytes, "restore begins");
+            info!(backup = backup.key, into, bytes = backup.manifest.data.plain.bytes, "restore begins");
             let unpacked = backups::open(&*store, &backup.manifest.data, &cx.world().seal(&self.store).await?).await?;
             let tag = cx.job().attempt.job.to_string();
-            database.restore(&self.into, &tag, unpacked.reader).await?;
+            database.restore(into, &tag, unpacked.reader).await?;
             step.finish(&Value::Null).await?;
         }
-        Ok(json!({"backup": backup.key, "into": self.into, "bytes": backup.manifest.data.plain.bytes}))
+        Ok(json!({"backup": backup.key, "into": into, "bytes": backup.manifest.data.plain.bytes,
+                  "safety_backup": null, "kept": null}))
     }
 }
 
@@ -121,6 +146,24 @@ fn is_new_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_replaces_a_live_database_is_approved_by_somebody_else_and_nothing_else_is() {
+        let restore = |more: Value| -> Restore {
+            let mut args = json!({"backup": "latest", "database": "main", "store": "nightly"});
+            args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(args).unwrap()
+        };
+        let names =
+            Names { databases: ["main".to_owned()].into(), stores: ["nightly".to_owned()].into(), ..Names::default() };
+        let (beside, live) = (restore(json!({"into": "copy"})), restore(json!({"replace": true})));
+        assert!(beside.check(&names).is_empty() && live.check(&names).is_empty());
+        assert_eq!(beside.approval(), None);
+        assert!(live.approval().is_some_and(|approval| !approval.own && approval.role == Role::Operator));
+        for wrong in [json!({}), json!({"into": "copy", "replace": true}), json!({"into": "../copy"})] {
+            assert_eq!(restore(wrong.clone()).check(&names).len(), 1, "{wrong}");
+        }
+    }
 
     #[test]
     fn names_that_leave_a_folder_or_look_like_options_are_refused() {

@@ -136,32 +136,43 @@ impl Walk {
         Ok(deleted.map(|deleted| deleted.rows_affected()))
     }
 
-    /// Reads what is due between the cursor and the boundary.
+    /// Reads what is due between the cursor and the boundary, until so many bytes are read: then also the key of the last
+    /// one, behind which it goes on. One row is read however large it is.
     pub(crate) async fn read(
         &mut self,
         before: Timestamp,
         cursor: Option<&Key>,
         boundary: &Key,
-    ) -> Result<Stepped<Versions>, Failure> {
+        most_bytes: usize,
+    ) -> Result<Stepped<(Versions, Option<Key>)>, Failure> {
         let Table { name, .. } = &self.table;
+        // The server adds up, so that what is too much is not sent at all. OFFSET keeps it from making each text twice.
         let statement = format!(
-            "SELECT concat_ws(chr(31), {}), xmin::text, to_jsonb({name}.*)::text FROM {name} WHERE {} AND {} ORDER BY {}",
-            self.table.key_texts(),
+            "SELECT key, version, text, place FROM (
+               SELECT concat_ws(chr(31), {texts}) AS key, xmin::text AS version, np_text AS text, ARRAY[{texts}] AS place,
+                      row_number() OVER np_way AS number,
+                      sum(octet_length(np_text)) OVER np_way - octet_length(np_text) AS ahead
+               FROM {name}, LATERAL (SELECT to_jsonb({name}.*)::text AS np_text OFFSET 0) np_texts WHERE {} AND {}
+               WINDOW np_way AS (ORDER BY {} ROWS UNBOUNDED PRECEDING)) np_rows
+             WHERE ahead < {most_bytes} ORDER BY number",
             self.range(cursor),
             self.table.due(),
-            self.table.key_columns()
+            self.table.key_columns(),
+            texts = self.table.key_texts(),
         );
         let reading = bound(&statement, before, cursor, boundary).fetch_all(&mut self.connection);
         let read = judged(tokio::time::timeout(STEP_WITHIN, reading).await)?;
         let Stepped::Done(rows) = read else { return Ok(Stepped::Refused) };
-        let mut found = Versions::default();
+        let (mut found, mut place) = (Versions::default(), None);
         for row in rows {
             let (key, version, text) = cells(&row).or_retry("reading rows")?;
+            place = Some(row.try_get::<Key, _>(3).or_retry("reading a key")?);
             found.keys.push(key);
             found.stamps.push(version);
             found.rows.push(text);
         }
-        Ok(Stepped::Done(found))
+        let is_cut = found.bytes() >= most_bytes;
+        Ok(Stepped::Done((found, place.filter(|_| is_cut))))
     }
 
     /// Deletes rows between the cursor and the boundary that are still as they were read, and due; how many.
@@ -218,6 +229,11 @@ impl Walk {
 }
 
 impl Versions {
+    /// How many bytes what the rows held has.
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows.iter().map(String::len).sum()
+    }
+
     /// Adds others behind them.
     pub(crate) fn append(&mut self, mut others: Self) {
         self.keys.append(&mut others.keys);

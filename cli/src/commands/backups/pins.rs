@@ -8,6 +8,7 @@ use super::{Lying, Which, find, within};
 use crate::args::Global;
 use crate::config::Checked;
 use crate::failure::Failure;
+use crate::rooms;
 
 /// The arguments of `backups pin`.
 #[derive(Debug, clap::Args)]
@@ -21,8 +22,7 @@ pub(crate) struct Pin {
 
 pub(super) async fn pin(args: Pin, global: &Global) -> Result<(), Failure> {
     let lying = lying(&args.which, global).await?;
-    let by = std::env::var("USER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned());
-    let pin = marks::Pin { at: Utc::now(), by, reason: args.reason };
+    let pin = marks::Pin { at: Utc::now(), by: rooms::user(), reason: args.reason };
     let new = within(&lying.store_name, marks::pin(&*lying.store, &lying.backup.key, &pin)).await?;
     let said = if new { "pinned" } else { "it was pinned already" };
     tell(&lying, true, said, global)

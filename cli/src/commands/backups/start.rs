@@ -29,8 +29,11 @@ pub(crate) struct Restore {
     #[command(flatten)]
     which: Which,
     /// The new database's name.
-    #[arg(long, value_name = "NAME")]
-    into: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "replace")]
+    into: Option<String>,
+    /// Put it in the place of the live database instead, when somebody else has approved that.
+    #[arg(long, conflicts_with = "into")]
+    replace: bool,
     #[command(flatten)]
     how: How,
 }
@@ -47,18 +50,22 @@ struct How {
 }
 
 pub(super) async fn verify(args: Verify, global: &Global) -> Result<(), Failure> {
-    let scratch = args.scratch.map(|scratch| ("scratch", scratch));
-    start("verify", &args.which, scratch, args.how, global).await
+    let scratch = args.scratch.map(|scratch| ("scratch", json!(scratch)));
+    Box::pin(start("verify", &args.which, scratch, args.how, global)).await
 }
 
 pub(super) async fn restore(args: Restore, global: &Global) -> Result<(), Failure> {
-    start("restore", &args.which, Some(("into", args.into)), args.how, global).await
+    let where_to = match args.into {
+        Some(name) => ("into", json!(name)),
+        None => ("replace", json!(args.replace)),
+    };
+    Box::pin(start("restore", &args.which, Some(where_to), args.how, global)).await
 }
 
 async fn start(
     kind: &str,
     which: &Which,
-    more: Option<(&str, String)>,
+    more: Option<(&str, Value)>,
     how: How,
     global: &Global,
 ) -> Result<(), Failure> {
@@ -66,12 +73,20 @@ async fn start(
     let lying = find(which, &config).await?;
     let database = lying.backup.manifest.database;
     let args = [("backup", lying.backup.key), ("database", database), ("store", lying.store_name)];
-    let with: Map<String, Value> =
-        args.into_iter().chain(more).map(|(name, value)| (name.to_owned(), json!(value))).collect();
+    let with: Map<String, Value> = args
+        .map(|(name, value)| (name, json!(value)))
+        .into_iter()
+        .chain(more)
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    let asks = with.contains_key("replace");
     let client = Client::open(global).await?;
     let request = StartRequest { run: kind.to_owned(), with, reason: how.reason, key: None };
     let started: StartAnswer = client.post("runs", &request).await?;
     eprintln!("{}", say(&started));
     let id = started.job.ok_or_else(|| Failure::failed("the server does not say what it started"))?;
+    if asks {
+        eprintln!("it waits until somebody else has run: nightporter approvals approve {id} --reason '...'");
+    }
     wait_for_job(&client, id, Instant::now() + how.timeout.0, global.output()).await
 }

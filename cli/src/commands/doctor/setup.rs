@@ -8,10 +8,10 @@ use queue::ledger::{self, Look};
 use queue::{OpenError, broker};
 use schemas::Timestamp;
 use secrets::vaults::VaultError;
-use secrets::{ExposeSecret, Resolver};
+use secrets::{ExposeSecret, Resolver, SecretString};
 use uuid::Uuid;
 use worker::examination::Remark;
-use worker::{Failure as Unwell, World};
+use worker::{Failure as Unwell, World, ledger_copies};
 
 use super::Line;
 use crate::config::{Checked, Config, Finding};
@@ -24,6 +24,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Signatures with a time are refused when it is five minutes off; far below that, somebody should set the clock.
 const CLOCK_NOTE: Duration = Duration::from_secs(5);
 const CLOCK_WRONG: Duration = Duration::from_mins(2);
+
+/// A running porter writes something down at least each minute, and copies it.
+const COPY_NOTE: Duration = Duration::from_mins(5);
+
+/// What the ledger's copies are called.
+const COPIES: &str = "ledger's copies";
 
 /// Room on a disk, in bytes: below the first somebody should make some, below the second deliveries or dumps will fail.
 const ROOM_NOTE: u64 = 2 << 30;
@@ -45,6 +51,7 @@ pub(super) async fn examine(path: &Path) -> Result<Vec<Line>, Failure> {
     round.look_at_secrets(&config, &resolver).await;
     round.look_at_disks(&config);
     let world = World::new(config.world.clone(), resolver, worker::world::http_client());
+    Box::pin(round.look_at_copies(&config, &world)).await;
     Box::pin(round.look_outside(&config, &world)).await;
     Ok(round.lines)
 }
@@ -87,7 +94,7 @@ impl Round {
     }
 
     async fn look_at_ledger(&mut self, config: &Config, resolver: &Resolver) {
-        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "ledger").await {
+        let looked = match rooms::resolve_address(&config.queue.ledger, resolver, "[queue] ledger").await {
             Ok(address) => ledger::look(address.expose_secret()).await.map_err(|error| words(&error)),
             Err(failure) => Err(failure.to_string()),
         };
@@ -100,17 +107,38 @@ impl Round {
         }
     }
 
+    async fn look_at_copies(&mut self, config: &Config, world: &World) {
+        if config.queue.ledger.sqlite_path().is_none() {
+            return;
+        }
+        let Some(name) = &config.queue.copy_to else {
+            let words = "nothing copies it, so a lost machine takes it along: name a store in `copy_to` of [queue]";
+            return self.add(COPIES, [Remark::doubtful(words)]);
+        };
+        let last = in_time(Box::pin(async { ledger_copies::last(&*world.store(name).await?).await }));
+        self.add_found(COPIES, last.await.map(|last| vec![copies(last.map(|copy| copy.at), Utc::now())]));
+    }
+
     async fn look_at_broker(&mut self, config: &Config, resolver: &Resolver) {
-        let opened = match rooms::resolve_address(&config.queue.broker, resolver, "broker").await {
+        let address = rooms::resolve_address(&config.queue.broker, resolver, "[queue] broker").await;
+        self.look_for_broker("broker", address).await;
+        if config.amqp.is_some() {
+            let address = rooms::amqp_address(config, resolver).await;
+            self.look_for_broker("other programs", address).await;
+        }
+    }
+
+    async fn look_for_broker(&mut self, subject: &str, address: Result<SecretString, Failure>) {
+        let opened = match address {
             Ok(address) => broker::open(address.expose_secret()).await.map_err(|error| words(&error)),
             Err(failure) => Err(failure.to_string()),
         };
         match opened {
             Ok(broker) => {
                 broker.close().await;
-                self.add("broker", [Remark::well("answers")]);
+                self.add(subject, [Remark::well("answers")]);
             }
-            Err(words) => self.add("broker", [Remark::ill(words)]),
+            Err(words) => self.add(subject, [Remark::ill(words)]),
         }
     }
 
@@ -170,6 +198,17 @@ fn words(error: &OpenError) -> String {
     with_causes(error)
 }
 
+/// Whether the ledger's last copy is as new as it should be.
+fn copies(last: Option<Timestamp>, now: Timestamp) -> Remark {
+    let Some(last) = last else { return Remark::doubtful("there is none yet: `up` begins with one") };
+    let age = (now - last).to_std().unwrap_or_default();
+    let said = format!("the last one shows the ledger as it was {} s ago", age.as_secs());
+    if age < COPY_NOTE {
+        return Remark::well(said);
+    }
+    Remark::doubtful(format!("{said}: right only if `up` does not run, or nothing changed since"))
+}
+
 /// How far the ledger's clock and this machine's are apart.
 fn clock(ledger: Timestamp, here: Timestamp) -> Remark {
     let apart = (ledger - here).abs().to_std().unwrap_or_default();
@@ -213,6 +252,16 @@ mod tests {
         assert_eq!([0, 4, -4].map(verdict), [Verdict::Well; 3]);
         assert_eq!([5, -119].map(verdict), [Verdict::Doubtful; 2]);
         assert_eq!([120, -3600].map(verdict), [Verdict::Ill; 2]);
+    }
+
+    #[test]
+    fn a_copy_is_judged_by_its_age() {
+        let now = Utc::now();
+        let verdict = |minutes: i64| copies(Some(now - chrono::TimeDelta::minutes(minutes)), now).verdict;
+        assert_eq!(
+            [verdict(1), verdict(6), copies(None, now).verdict],
+            [Verdict::Well, Verdict::Doubtful, Verdict::Doubtful]
+        );
     }
 
     #[test]

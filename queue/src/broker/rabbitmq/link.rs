@@ -47,13 +47,22 @@ pub(super) struct Live {
 impl Link {
     /// Connects to the first node that answers, each within the deadline, and supervises the connection from then on.
     pub(super) async fn connect(addresses: &str) -> Result<Self, BrokerError> {
-        let nodes = split(addresses).into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let nodes = nodes_of(addresses)?;
         let first = dial_any(&nodes).await.map_err(BrokerError::Unavailable)?;
-        let (tell, live) = watch::channel(Some(first));
+        Ok(Self::supervised(nodes, Some(first)))
+    }
+
+    /// Connects as soon as a node answers, and supervises the connection from then on.
+    pub(super) fn connect_later(addresses: &str) -> Result<Self, BrokerError> {
+        Ok(Self::supervised(nodes_of(addresses)?, None))
+    }
+
+    fn supervised(nodes: Vec<AMQPUri>, first: Option<Live>) -> Self {
+        let (tell, live) = watch::channel(first);
         let (stop, supervisor) = (CancellationToken::new(), TaskTracker::new());
         supervisor.spawn(supervise(nodes, tell, stop.clone()));
         supervisor.close();
-        Ok(Self { live, stop, supervisor })
+        Self { live, stop, supervisor }
     }
 
     /// The connection, if there is one now.
@@ -167,12 +176,21 @@ async fn supervise(nodes: Vec<AMQPUri>, tell: watch::Sender<Option<Live>>, stop:
         }
         match dial_any(&nodes).await {
             Ok(live) => {
-                info!(node = live.node, "connected to the broker again");
+                info!(node = live.node, "connected to the broker");
                 tell.send_replace(Some(live));
             }
             Err(error) => warn!(error, "cannot connect to the broker; trying again"),
         }
     }
+}
+
+/// Whether there is a node in each place of a list.
+pub(crate) fn check_address(addresses: &str) -> Result<(), BrokerError> {
+    nodes_of(addresses).map(drop)
+}
+
+fn nodes_of(addresses: &str) -> Result<Vec<AMQPUri>, BrokerError> {
+    split(addresses).into_iter().map(parse).collect()
 }
 
 /// Asks the nodes in turn; what was wrong with each of them, if none answers.
@@ -184,7 +202,7 @@ async fn dial_any(nodes: &[AMQPUri]) -> Result<Live, String> {
             Err(fault) => faults.push(unavailable(node, &fault)),
         }
     }
-    Err(format!("{}; is it running, and is the address in `queue.broker` right?", faults.join("; ")))
+    Err(format!("{}; is it running, and is its address right?", faults.join("; ")))
 }
 
 async fn dial(node: &AMQPUri) -> Result<Live, Fault> {

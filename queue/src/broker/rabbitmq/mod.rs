@@ -5,8 +5,12 @@
 //! way: drop the channel or the connection, make a new one, declare, consume. Bells that are lost, doubled or late by that
 //! do no harm.
 
+mod inbox;
 mod link;
 mod listener;
+mod mail;
+mod mailbox;
+mod outbox;
 mod publisher;
 
 use std::future::Future;
@@ -28,6 +32,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A queue that nobody listens to keeps no more bells; the oldest go first.
 const MOST_BELLS: i32 = 10_000;
+
+pub(crate) use self::link::check_address;
+pub(crate) use self::mail::Mail;
 
 /// Carries bells between processes.
 pub(crate) struct RabbitMq {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::super::rows::micros;
 use super::super::{Horizons, LedgerError};
+use super::announcing::forget_unannounced;
 use super::{Postgres, begin, commit, in_time, unavailable};
 
 /// What belongs to a job beside its history.
@@ -34,6 +35,9 @@ impl Postgres {
             if let Some(before) = older_than.jobs {
                 most = forget_jobs(&mut tx, before, limit).await?.max(most);
                 most = forget_runs(&mut tx, before, limit).await?.max(most);
+            }
+            if let Some(before) = older_than.events.max(older_than.jobs) {
+                most = forget_unannounced(&mut tx, before, limit).await?.max(most);
             }
             commit(tx).await?;
             Ok(most)

@@ -132,7 +132,7 @@ impl Intake for Postgres {
 }
 
 /// Notes that a configuration is alive: whether no newer one is. In turn, so that no two new ones get one number.
-async fn announce(tx: &mut PgConnection, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+pub(super) async fn announce(tx: &mut PgConnection, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
     take_turn(tx).await?;
     sqlx::query_scalar(
         "with mine as (

@@ -7,6 +7,7 @@
 //! A fenced write asks for `state + 0 = 3`: without the `+ 0` the planner may use the rescuer's partial index and read
 //! every running job for each row of a batch.
 
+mod announcing;
 mod books;
 mod cancel;
 mod desk;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::super::rows::micros;
 use super::super::{Horizons, LedgerError};
+use super::announcing::forget_unannounced;
 use super::storing::ids;
 use super::{Sqlite, commit, in_time, unavailable};
 
@@ -38,6 +39,9 @@ impl Sqlite {
             if let Some(before) = older_than.jobs {
                 most = forget_jobs(&mut tx, before, limit).await?.max(most);
                 most = forget_runs(&mut tx, before, limit).await?.max(most);
+            }
+            if let Some(before) = older_than.events.max(older_than.jobs) {
+                most = forget_unannounced(&mut tx, before, limit).await?.max(most);
             }
             commit(tx).await?;
             Ok(most)

@@ -131,7 +131,11 @@ impl SharedWrite for Storing<'_> {
 }
 
 /// Notes that a configuration is alive: whether no newer one is.
-async fn announce(tx: &mut SqliteConnection, config_digest: &str, now: Timestamp) -> Result<bool, LedgerError> {
+pub(super) async fn announce(
+    tx: &mut SqliteConnection,
+    config_digest: &str,
+    now: Timestamp,
+) -> Result<bool, LedgerError> {
     let mine: i64 = sqlx::query_scalar(
         "insert into generation (digest, number, seen_at)
          values (?1, (select coalesce(max(number), 0) + 1 from generation), ?2)

@@ -3,6 +3,7 @@
 //! A lock on a file beside it keeps other processes out; all writes go through one connection, in turn; reads have
 //! connections of their own (WAL). `synchronous = FULL`: what is committed is on disk.
 
+mod announcing;
 mod books;
 mod cancel;
 mod desk;
@@ -10,8 +11,10 @@ mod door;
 mod firing;
 mod forget;
 mod intake;
+mod recover;
 mod retry;
 mod runs;
+mod snapshot;
 mod storing;
 mod upkeep;
 mod values;
@@ -30,6 +33,8 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, SqliteConnection, SqlitePool, SqliteTransaction};
 
+pub(super) use self::recover::recover;
+use self::snapshot::Camera;
 use self::writer::{SharedWrite, Turn, Writer};
 use super::{EngineConfig, LedgerError, Look};
 use crate::OpenError;
@@ -59,6 +64,7 @@ const READERS: u32 = 4;
 pub(crate) struct Sqlite {
     writer: Writer,
     readers: SqlitePool,
+    camera: Camera,
     notice: Option<NoticeOfDiscard>,
     /// Held for as long as the ledger is open.
     _lock: File,
@@ -81,13 +87,16 @@ impl Sqlite {
         let reason = format!("{} cannot be opened", path.display());
         let mut writer = SqliteConnection::connect_with(&options).await.map_err(|error| cannot_open(&reason, error))?;
         migrate(&mut writer).await?;
+        snapshot::identify(&mut writer, time()).await.map_err(|error| cannot_open(&reason, error))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false)
             .connect_with(options.clone().read_only(true))
             .await
             .map_err(|error| cannot_open(&reason, error))?;
-        Ok(Self { writer: Writer::new(writer, options), readers, notice: config.notice.clone(), _lock: lock })
+        let camera = Camera::new(path, &options);
+        let writer = Writer::new(writer, options);
+        Ok(Self { writer, readers, camera, notice: config.notice.clone(), _lock: lock })
     }
 
     /// The writer's turn.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
+use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Snapped, Upkeep};
 use super::door::{settle, waiting_at};
 use super::runs::{Ending, end_jobs, tell};
 use super::storing::ids;
@@ -149,6 +149,10 @@ impl Upkeep for Sqlite {
 
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         self.forget_older(older_than, limit).await
+    }
+
+    async fn snapshot(&self, since: Option<i64>) -> Result<Snapped, LedgerError> {
+        self.take_snapshot(since).await
     }
 }
 

@@ -197,6 +197,17 @@ impl Turn<'_> {
         self.0.connection.begin_with("begin immediate").await.map_err(unavailable)
     }
 
+    /// Copies the log into the file; whether all of it is there now.
+    pub(super) async fn checkpoint(&mut self) -> Result<bool, LedgerError> {
+        self.mend().await.map_err(unavailable)?;
+        let (busy, in_log, copied): (i64, i64, i64) = sqlx::query_as("pragma wal_checkpoint(passive)")
+            .fetch_one(&mut self.0.connection)
+            .await
+            .map_err(unavailable)?;
+        // What another checkpoint keeps from being looked at is told as -1 twice.
+        Ok(busy == 0 && in_log == copied)
+    }
+
     /// Replaces the connection where it is still in a transaction: `SQLite` itself has rolled that back (the disk is full,
     /// or fails), so sqlx can't, and would try for ever.
     async fn mend(&mut self) -> Result<(), sqlx::Error> {

@@ -40,7 +40,7 @@ pub(super) async fn begin(server: &Postgres) -> Result<Box<dyn Dump>, Failure> {
     let snapshot = Snapshot::open(connection).await?;
     let joined = snapshot.as_ref().map(|snapshot| format!("--snapshot={}", snapshot.id)).ok();
     // Compression is left to us (-Z0): pg_dump's own is a third as fast.
-    let mut arguments = vec!["--format=custom", "--compress=0", "--no-owner", "--no-privileges", "--no-password"];
+    let mut arguments = vec!["--format=custom", "--compress=0", "--no-password"];
     arguments.extend(joined.iter().flat_map(|joined| [joined.as_str(), LOCK_WAIT]));
     let (mut program, made_with) = server.start("pg_dump", &arguments, major, None).await?;
     let output = program.take_output()?;

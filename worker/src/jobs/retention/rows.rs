@@ -6,13 +6,13 @@
 //! that finds the object of a killed one goes on from what it says. Retries what may pass; a ceiling that is exceeded and
 //! a table that is not fit are for a person.
 
+mod archive;
+
 use std::time::Duration;
 
-use bytes::Bytes;
 use schemars::JsonSchema;
 use schemas::{Limit, Names, Problem, period};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -21,16 +21,11 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::context::{Context, Step};
-use crate::handler::{Failure, OrFail, Output};
-use crate::rows::{Key, Named, Pace, Plan, Stepped, Versions, Walk};
-use crate::stores::{Store, read_small};
+use crate::handler::{Failure, Output};
+use crate::rows::{Key, Named, Pace, Plan, Stepped, Walk};
 
 /// A stretch of the walk is a step of the job: so much is done again at most, where a process dies.
 const STRETCH: Duration = Duration::from_secs(30);
-/// A stretch into a store is one object, of about so many rows.
-const ROWS_OF_OBJECT: usize = 20_000;
-/// No object is larger; one of so few rows is not.
-const LARGEST_OBJECT: u64 = 1 << 30;
 /// Where others need the database more, it is looked at again after so long.
 const COME_BACK: Duration = Duration::from_mins(1);
 /// Whoever is in the way for so long is for a person to look at.
@@ -95,21 +90,11 @@ struct Stretch {
     object: Option<String>,
 }
 
-/// The first line of an object.
-#[derive(Serialize, Deserialize)]
-struct Head {
-    table: String,
-    /// Where its stretch ends.
-    boundary: Key,
-}
-
-/// Every other line of an object.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    key: String,
-    /// The row's version, in the words of the server.
-    version: String,
-    row: Box<RawValue>,
+/// What a stretch of the walk goes by.
+struct Way<'a> {
+    plan: &'a Plan,
+    cursor: Option<&'a Key>,
+    last: &'a Key,
 }
 
 fn created_at() -> String {
@@ -245,14 +230,8 @@ impl OfRows {
             Some(Archive::Table(table)) => self.delete(cx, walk, plan, cursor, last, Some(table)).await,
             Some(Archive::Store(store)) => {
                 let store = cx.world().store(store).await?;
-                let object = self.object(cx, number);
-                let (boundary, read) = match self.find(&*store, &object).await? {
-                    Some(found) => found,
-                    None => self.archive(cx, walk, plan, cursor.as_ref(), last, &*store, &object).await?,
-                };
-                let deleted = self.delete_archived(cx, walk, plan, cursor.as_ref(), &boundary, &read).await?;
-                let object = (!read.keys.is_empty()).then_some(object);
-                Ok(Stretch { cursor: Some(boundary), deleted, object })
+                let way = Way { plan, cursor: cursor.as_ref(), last };
+                self.move_into_store(cx, walk, &way, &*store, self.object(cx, number)).await
             }
         }
     }
@@ -295,93 +274,6 @@ impl OfRows {
         Ok(stretch)
     }
 
-    /// Reads what is due in a stretch, and writes it down.
-    #[allow(clippy::too_many_arguments)] // Each is one of the walk's own facts.
-    async fn archive(
-        &self,
-        cx: &Context,
-        walk: &mut Walk,
-        plan: &Plan,
-        cursor: Option<&Key>,
-        last: &Key,
-        store: &dyn Store,
-        object: &str,
-    ) -> Result<(Key, Versions), Failure> {
-        let (mut pace, begun) = (Pace::new(), Instant::now());
-        let (mut at, mut read) = (cursor.cloned(), Versions::default());
-        while at.as_ref() != Some(last) && read.keys.len() < ROWS_OF_OBJECT && begun.elapsed() < STRETCH {
-            let start = Instant::now();
-            let stepped = match walk.boundary(plan.before, at.as_ref(), last, pace.size()).await? {
-                Stepped::Done(boundary) => match walk.read(plan.before, at.as_ref(), &boundary).await? {
-                    Stepped::Done(rows) => Some((boundary, rows)),
-                    Stepped::Refused => None,
-                },
-                Stepped::Refused => None,
-            };
-            let rest = match stepped {
-                Some((boundary, rows)) => {
-                    at = Some(boundary);
-                    read.append(rows);
-                    pace.done(start.elapsed())
-                }
-                None => match pace.refused() {
-                    Some(rest) => rest,
-                    None => return Err(self.come_back(cx, plan, IN_THE_WAY.to_owned())),
-                },
-            };
-            tokio::time::sleep(rest).await;
-        }
-        let boundary = at.ok_or_else(|| Failure::retry(anyhow::anyhow!("the walk did not begin")))?;
-        if read.keys.is_empty() {
-            return Ok((boundary, read));
-        }
-        let text = packed(&Head { table: walk.table.name.clone(), boundary: boundary.clone() }, &read)?;
-        store.put_if_absent(object, text).await?;
-        // What lies there counts, whoever wrote it.
-        self.find(store, object)
-            .await?
-            .ok_or_else(|| Failure::retry(anyhow::anyhow!("{object} was written and is gone")))
-    }
-
-    /// What an object says; none where there is none.
-    async fn find(&self, store: &dyn Store, object: &str) -> Result<Option<(Key, Versions)>, Failure> {
-        let Some(text) = read_small(store, object, LARGEST_OBJECT).await? else { return Ok(None) };
-        let (head, versions) = unpacked(&text).or_discard(&format!("reading {object}"))?;
-        Ok(Some((head.boundary, versions)))
-    }
-
-    async fn delete_archived(
-        &self,
-        cx: &Context,
-        walk: &mut Walk,
-        plan: &Plan,
-        cursor: Option<&Key>,
-        boundary: &Key,
-        read: &Versions,
-    ) -> Result<u64, Failure> {
-        let (mut pace, mut deleted, mut at) = (Pace::new(), 0, 0);
-        while at < read.keys.len() {
-            let start = Instant::now();
-            let end = (at + pace.size() as usize).min(read.keys.len());
-            let rest = match walk.delete_read(plan.before, cursor, boundary, &read.part(at..end)).await? {
-                Stepped::Done(gone) => {
-                    (at, deleted) = (end, deleted + gone);
-                    pace.done(start.elapsed())
-                }
-                Stepped::Refused => match pace.refused() {
-                    Some(rest) => rest,
-                    None => return Err(self.come_back(cx, plan, IN_THE_WAY.to_owned())),
-                },
-            };
-            tokio::time::sleep(rest).await;
-        }
-        Ok(deleted)
-    }
-
-    fn object(&self, cx: &Context, number: usize) -> String {
-        format!("rows/{}/{}/{}/{number:06}.jsonl.zst", self.database, self.table, cx.job().attempt.job)
-    }
-
     fn output(&self, plan: &Plan, done: &[Stretch]) -> Output {
         let objects: Vec<&String> = done.iter().filter_map(|stretch| stretch.object.as_ref()).collect();
         json!({
@@ -414,32 +306,6 @@ fn wrong_condition(text: &str) -> Option<Problem> {
     parsed.err().map(|error| Problem::new(format!("this is no condition in SQL: {error}")))
 }
 
-fn packed(head: &Head, read: &Versions) -> Result<Bytes, Failure> {
-    let mut text = serde_json::to_vec(head).or_discard("writing the archive")?;
-    for ((key, version), row) in read.keys.iter().zip(&read.stamps).zip(&read.rows) {
-        let row = RawValue::from_string(row.clone()).or_discard("writing the archive")?;
-        text.push(b'\n');
-        let line = Line { key: key.clone(), version: version.clone(), row };
-        serde_json::to_writer(&mut text, &line).or_discard("writing the archive")?;
-    }
-    text.push(b'\n');
-    zstd::encode_all(&text[..], 3).map(Bytes::from).or_discard("packing the archive")
-}
-
-fn unpacked(text: &[u8]) -> anyhow::Result<(Head, Versions)> {
-    let text = String::from_utf8(zstd::decode_all(text)?)?;
-    let mut lines = text.lines();
-    let head = serde_json::from_str(lines.next().unwrap_or_default())?;
-    let mut versions = Versions::default();
-    for line in lines {
-        let Line { key, version, row } = serde_json::from_str(line)?;
-        versions.keys.push(key);
-        versions.stamps.push(version);
-        versions.rows.push(row.get().to_owned());
-    }
-    Ok((head, versions))
-}
-
 fn no(words: String) -> Failure {
     Failure::Discard(anyhow::anyhow!(words))
 }
@@ -470,18 +336,5 @@ mod tests {
         }
         assert_eq!(found.len(), 5, "{found:?}");
         assert_eq!(problems(json!({"database": "main", "table": "t", "keep": "0s"})).len(), 1, "all would be due");
-    }
-
-    #[test]
-    fn an_object_gives_back_what_was_put_into_it() {
-        let read = Versions {
-            keys: vec!["1\u{1f}a".into(), "2\u{1f}\"\n".into()],
-            stamps: vec!["700".into(), "701".into()],
-            rows: vec![r#"{"id": 1, "big": 12345678901234567890.123}"#.into(), r#"{"id": 2, "text": "ü\n"}"#.into()],
-        };
-        let head = Head { table: "sessions".into(), boundary: vec!["2".into(), "x".into()] };
-        let (again, versions) = unpacked(&packed(&head, &read).unwrap()).unwrap();
-        assert_eq!((again.table, again.boundary), (head.table, head.boundary));
-        assert_eq!((versions.keys, versions.stamps, versions.rows), (read.keys, read.stamps, read.rows));
     }
 }
