@@ -4,6 +4,7 @@
 mod checks;
 mod clock;
 mod gate;
+mod lodge;
 mod patience;
 mod report;
 mod rotation;

@@ -7,6 +7,7 @@ use chrono::{DateTime, Datelike, NaiveTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use crate::gate;
+use crate::lodge;
 use crate::patience::wait_for;
 use crate::report::Report;
 use crate::rotation;
@@ -104,6 +105,9 @@ impl Week {
         }
         if self.is_day_of(5, day) {
             self.lost_porter(report).await?;
+        }
+        if self.is_day_of(6, day) {
+            lodge::lose(&self.team, report).await?;
         }
         Ok(())
     }
