@@ -68,7 +68,7 @@ impl Senders {
         let secret = secret.to_owned().into();
         let sample = signed_sample(kind_of_source, kind, &changes, &secret, Uuid::from_u128(nonce), team.clock.now())
             .map_err(|problem| anyhow::anyhow!("{problem}"))?;
-        let signed = (sample.headers, sample.body);
+        let signed = (sample.headers, Bytes::from(sample.body));
         let known = self.promised.contains_key(&(source.to_owned(), nonce));
         if self.deliver(team, source, nonce, &signed).await?.is_some() && !known {
             self.subjects.push(subject);
