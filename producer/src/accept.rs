@@ -60,11 +60,13 @@ impl Door {
 
     async fn sign_for(&self, source: &Source, headers: &HeaderMap, body: Held) -> Result<DeliveryAnswer, Refusal> {
         self.verify(source, headers, &body.bytes).await?;
+        let received_at = self.0.config.queue.clock().now();
+        self.0.heard.note(source.name(), received_at);
         let delivery = Delivery {
             source: source.name.clone(),
             headers: KeptHeaders::of(headers),
             body: body.bytes.clone(),
-            received_at: self.0.config.queue.clock().now(),
+            received_at,
             trace: queue::trace::current(),
         };
         let unbooked = match self.book_soon(source, &delivery).await {
@@ -243,7 +245,7 @@ fn event(
     }
 }
 
-fn answer(receipt: Receipt) -> DeliveryAnswer {
+pub(crate) fn answer(receipt: Receipt) -> DeliveryAnswer {
     let new = !receipt.duplicate;
     DeliveryAnswer {
         event_id: Some(receipt.event),

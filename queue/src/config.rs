@@ -7,7 +7,8 @@ use std::time::Duration;
 use schemas::{JobId, NewJob, Timestamp};
 
 use crate::clock::earlier;
-use crate::ledger::Horizons;
+use crate::forgetting::NoticeOfForgetting;
+use crate::ledger::{Horizons, Silence};
 
 /// Makes the job that tells people about a discarded one: its id, its kind, the error. None where nobody is to be told
 /// (a discarded notice must not make another).
@@ -31,6 +32,9 @@ pub struct MissedTimes {
 /// Makes the job that tells people about missed times of a schedule. None where nobody is to be told.
 pub type NoticeOfMissed = Arc<dyn Fn(&MissedTimes, Timestamp) -> Option<NewJob> + Send + Sync>;
 
+/// Makes the job that tells people that a source has gone silent, or that it speaks again. None where nobody is to be told.
+pub type NoticeOfSilence = Arc<dyn Fn(&Silence, Timestamp) -> Option<NewJob> + Send + Sync>;
+
 /// How to open a [`crate::Queue`].
 #[derive(Clone)]
 pub struct QueueConfig {
@@ -44,6 +48,8 @@ pub struct QueueConfig {
     pub notice: Option<NoticeOfDiscard>,
     /// How long what is done is kept.
     pub keep: Keep,
+    /// Who is told before events that wait for a person are forgotten.
+    pub before_forgetting: Option<NoticeOfForgetting>,
 }
 
 /// How long the ledger keeps what is done; none: for ever.
@@ -62,7 +68,12 @@ impl Keep {
     pub(crate) fn horizons(self, now: Timestamp) -> Horizons {
         let [bodies, events, jobs] =
             [self.bodies, self.events, self.jobs].map(|keep| keep.map(|keep| earlier(now, keep)));
-        Horizons { bodies, events, jobs }
+        Horizons { bodies, events, jobs, waiting: None }
+    }
+
+    /// At which age an event loses something; none where it never does.
+    pub(crate) fn first_loss(self) -> Option<Duration> {
+        [self.bodies, self.events].into_iter().flatten().min()
     }
 }
 
@@ -72,7 +83,14 @@ impl QueueConfig {
 
     /// A configuration with the usual lease.
     pub fn new(ledger: impl Into<String>, broker: impl Into<String>) -> Self {
-        Self { ledger: ledger.into(), broker: broker.into(), lease: Self::LEASE, notice: None, keep: Keep::default() }
+        Self {
+            ledger: ledger.into(),
+            broker: broker.into(),
+            lease: Self::LEASE,
+            notice: None,
+            keep: Keep::default(),
+            before_forgetting: None,
+        }
     }
 }
 

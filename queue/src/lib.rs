@@ -9,6 +9,7 @@ pub mod bell;
 pub mod broker;
 pub mod clock;
 mod config;
+mod forgetting;
 pub mod kill_point;
 pub mod ledger;
 mod metrics;
@@ -19,5 +20,6 @@ mod upkeep;
 
 pub use bell::Bell;
 pub use clock::LedgerClock;
-pub use config::{Keep, MissedTimes, NoticeOfDiscard, NoticeOfMissed, QueueConfig};
+pub use config::{Keep, MissedTimes, NoticeOfDiscard, NoticeOfMissed, NoticeOfSilence, QueueConfig};
+pub use forgetting::{NoticeOfForgetting, Waiting};
 pub use queue::{OpenError, Queue};

@@ -12,11 +12,12 @@ use crate::batch::Batcher;
 use crate::bell::{Bells, Ringer};
 use crate::broker::{self, Broker, BrokerError};
 use crate::clock::LedgerClock;
-use crate::config::{Keep, QueueConfig};
+use crate::config::{Keep, NoticeOfSilence, QueueConfig};
+use crate::forgetting::{Forgetting, NoticeOfForgetting};
 use crate::kill_point::reached;
 use crate::ledger::{
-    self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, NewDelivery, Operator, Pausable,
-    Receipt, Replay,
+    self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, Listened, NewDelivery, Operator,
+    Pausable, Receipt, Replay, Silence,
 };
 use crate::metrics::Metrics;
 use crate::upkeep;
@@ -74,6 +75,7 @@ struct Inner {
     bellman: Bellman,
     metrics: Metrics,
     keep: Keep,
+    before_forgetting: Option<NoticeOfForgetting>,
     deliveries: Batcher<NewDelivery, Receipt>,
     jobs: Batcher<NewJob, Enqueued<JobId>>,
     ends: Batcher<Ended, bool>,
@@ -88,7 +90,8 @@ impl Queue {
             .time()
             .await
             .map_err(|error| OpenError::Ledger { reason: "it does not tell the time".into(), source: error.into() })?;
-        let queue = Self::of(ledger, broker, LedgerClock::sampled(now), config.keep);
+        let keeping = (config.keep, config.before_forgetting.clone());
+        let queue = Self::of(ledger, broker, LedgerClock::sampled(now), keeping);
         if queue.ledger().is_exclusive() {
             let rescued = upkeep::rescue(&queue, Timestamp::MAX_UTC).await;
             rescued.map_err(|error| OpenError::Ledger {
@@ -101,17 +104,33 @@ impl Queue {
 
     /// A queue of given parts that keeps everything for ever, for tests that drive the clock.
     pub fn with_parts(ledger: Arc<dyn Ledger>, broker: Arc<dyn Broker>, clock: LedgerClock) -> Self {
-        Self::of(ledger, broker, clock, Keep::default())
+        Self::of(ledger, broker, clock, (Keep::default(), None))
     }
 
-    fn of(ledger: Arc<dyn Ledger>, broker: Arc<dyn Broker>, clock: LedgerClock, keep: Keep) -> Self {
+    fn of(
+        ledger: Arc<dyn Ledger>,
+        broker: Arc<dyn Broker>,
+        clock: LedgerClock,
+        (keep, before_forgetting): (Keep, Option<NoticeOfForgetting>),
+    ) -> Self {
         let metrics = Metrics::default();
         let ringer = Ringer::new(Arc::clone(&broker), metrics.clone());
         let bellman = Bellman { ringer, put_off: Arc::new(Notify::new()) };
         let deliveries = intake_writer(&ledger, &clock, &bellman);
         let jobs = job_writer(&ledger, &clock, &bellman);
         let ends = end_writer(&ledger, &clock, &bellman);
-        Self(Arc::new(Inner { ledger, broker, clock, bellman, metrics, keep, deliveries, jobs, ends }))
+        Self(Arc::new(Inner {
+            ledger,
+            broker,
+            clock,
+            bellman,
+            metrics,
+            keep,
+            before_forgetting,
+            deliveries,
+            jobs,
+            ends,
+        }))
     }
 
     /// The ledger itself, for what is not batched.
@@ -162,6 +181,17 @@ impl Queue {
             self.ring(bells.clone());
         }
         Ok(fired)
+    }
+
+    /// Says what a producer heard, and rings after the commit; which sources have gone silent or speak again.
+    pub async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&NoticeOfSilence>,
+    ) -> Result<Vec<Silence>, LedgerError> {
+        let (changed, bells) = self.0.ledger.listen(sources, notice, self.0.clock.now()).await?;
+        self.ring(bells);
+        Ok(changed)
     }
 
     /// Records how an attempt ended, committed together with its neighbours; false where the attempt was stale.
@@ -245,7 +275,13 @@ impl Queue {
 
     /// Promotes, rescues, prunes and keeps the clock right, until told to stop. Runs in every process.
     pub async fn keep_up(&self, stop: CancellationToken) {
-        upkeep::run(self, &self.0.bellman.put_off, self.0.keep, stop).await;
+        let forgetting = Forgetting::new(self.0.keep, self.0.before_forgetting.clone());
+        upkeep::run(self, &self.0.bellman.put_off, forgetting, stop).await;
+    }
+
+    /// The upkeep's look for what is old, once: at most so many of each; how many of what there were most.
+    pub async fn forget(&self, keep: Keep, notice: Option<NoticeOfForgetting>, limit: u32) -> Result<u64, LedgerError> {
+        Forgetting::new(keep, notice).turn(self, limit).await
     }
 
     /// Makes what it counts known under its names.

@@ -1,5 +1,5 @@
-//! The promoter, the rescuer, the pruner and whoever forgets what is old. They run in every process and need no leader: the ledger gives each row to
-//! one of them only.
+//! The promoter, the rescuer, the pruner and whoever forgets what is old. They run in every process and need no leader:
+//! the ledger gives each row to one of them only.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Queue;
-use crate::config::Keep;
+use crate::forgetting::Forgetting;
 use crate::kill_point::reached;
 use crate::ledger::LedgerError;
 
@@ -32,7 +32,7 @@ const REST: u32 = 4;
 const ROWS: u32 = 500;
 
 /// Works until told to stop. What fails is said, and done again at its next turn.
-pub(crate) async fn run(queue: &Queue, put_off: &Notify, keep: Keep, stop: CancellationToken) {
+pub(crate) async fn run(queue: &Queue, put_off: &Notify, mut forgetting: Forgetting, stop: CancellationToken) {
     let start = Instant::now();
     let mut turns = Turns {
         promote: start,
@@ -51,7 +51,7 @@ pub(crate) async fn run(queue: &Queue, put_off: &Notify, keep: Keep, stop: Cance
             () = put_off.notified() => turns.promote = Instant::now(),
             () = tokio::time::sleep_until(due) => {}
         }
-        turns.take(queue, keep).await;
+        turns.take(queue, &mut forgetting).await;
     }
 }
 
@@ -67,7 +67,7 @@ struct Turns {
 }
 
 impl Turns {
-    async fn take(&mut self, queue: &Queue, keep: Keep) {
+    async fn take(&mut self, queue: &Queue, forgetting: &mut Forgetting) {
         let now = Instant::now();
         if self.promote <= now {
             self.promote = Instant::now() + said(promote(queue).await, "promote").unwrap_or(PROMOTE_EVERY);
@@ -92,7 +92,7 @@ impl Turns {
         }
         if self.forget <= now {
             let begun = Instant::now();
-            let forgotten = said(queue.ledger().forget(&keep.horizons(queue.clock().now()), ROWS).await, "forget");
+            let forgotten = said(forgetting.turn(queue, ROWS).await, "forget");
             let more = forgotten.is_some_and(|forgotten| forgotten >= u64::from(ROWS));
             self.forget = Instant::now() + if more { begun.elapsed() * REST } else { FORGET_EVERY };
         }

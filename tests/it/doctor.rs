@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use tests::binary::{Ended, House, Running};
+use tests::binary::{House, Site};
 use tests::s3::{Bucket, CREDENTIALS, Door, Passage};
 use tests::vercel::Vercel;
 use url::Url;
@@ -26,6 +26,11 @@ url = "{store}"
 credentials = "${{env:CREDENTIALS}}"
 [channels.team]
 slack = "${{env:SLACK}}"
+[credentials.app]
+to = ["https://app.example.com"]
+headers = {{ authorization = "${{env:GITHUB_SECRET}}" }}
+[heartbeat]
+url = "${{env:GITHUB_SECRET}}"
 "#
     )
 }
@@ -55,9 +60,18 @@ async fn a_setup_that_is_right_is_found_right_and_left_as_it_was() {
         ("VERCEL", tests::vercel::TOKEN),
     ]);
     let report = house.run(&["doctor", "--json"]).exits(0).json();
-    let subjects =
-        ["ledger", "broker", "clock", "source github", "database shop", "store nightly", "channel team", "vercel"];
-    for subject in subjects {
+    for subject in [
+        "ledger",
+        "broker",
+        "clock",
+        "source github",
+        "database shop",
+        "store nightly",
+        "channel team",
+        "credentials app",
+        "heartbeat",
+        "vercel",
+    ] {
         let found = said(&report, subject);
         assert!(!found.is_empty() && found.iter().all(|(verdict, _)| verdict == "well"), "{subject}: {found:?}");
     }
@@ -86,13 +100,15 @@ async fn all_that_is_wrong_is_said_at_once_with_what_to_do() {
         ("SLACK", "https://hooks.slack.example/services/x"),
     ]);
     let ended = house.run(&["doctor", "--json"]).exits(1);
-    assert!(ended.stderr.contains("4 things are wrong"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("6 things are wrong"), "{}", ended.stderr);
     let report = ended.json();
     let has = |subject: &str, verdict: &str, words: &str| {
         let found = said(&report, subject);
         assert!(found.iter().any(|(said, text)| said == verdict && text.contains(words)), "{subject}: {found:?}");
     };
     has("source github", "ill", "GITHUB_SECRET");
+    has("credentials app", "ill", "nothing can be called with them");
+    has("heartbeat", "ill", "GITHUB_SECRET");
     has("database shop", "ill", "cannot read 1 tables or sequences, such as secrets");
     has("database shop", "ill", "row security hides rows of 1 tables");
     has("database shop", "doubtful", "CREATEDB");
@@ -152,58 +168,41 @@ first = { job = "noop", approval = { within = "1h" } }
 second = { job = "noop", needs = ["first"] }
 "#;
 
-struct Site {
-    up: Running,
-    house: House,
-}
-
-impl Site {
-    fn open() -> Self {
-        let house = House::new(HOUSE);
-        Self { up: house.start("up"), house }
-    }
-
-    fn ask(&self, arguments: &[&str]) -> Ended {
-        let token = self.house.path("book.db.token");
-        let to = ["--server", &self.up.operators(), "--token-file", token.to_str().unwrap()];
-        self.house.run(&[arguments, &to].concat())
-    }
-
-    fn start(&self, arguments: &[&str]) -> String {
-        let started = self.ask(&[&["run", "noop", "--reason", "x", "--json"], arguments].concat()).exits(0).json();
-        started["job"].as_str().unwrap().to_owned()
-    }
-
-    /// What the doctor says of a job, once it says these words.
-    fn doctor_says(&self, job: &str, words: &str) -> String {
-        let mut said = String::new();
-        for _ in 0..200 {
-            said = self.ask(&["doctor", job]).exits(0).stdout;
-            if said.contains(words) {
-                return said;
-            }
+/// What the doctor says of a job, once it says these words.
+fn doctor_says(site: &Site, job: &str, words: &str) -> String {
+    let mut said = String::new();
+    for _ in 0..200 {
+        said = site.ask(&["doctor", job]).exits(0).stdout;
+        if said.contains(words) {
+            return said;
         }
-        panic!("`{words}` is not said of the job, but: {said}");
     }
+    panic!("`{words}` is not said of the job, but: {said}");
 }
 
 #[test]
 fn why_a_job_does_not_run_is_said_with_what_to_do_next() {
-    let site = Site::open();
+    let site = Site::open(HOUSE);
     let run = site.ask(&["run", "guarded", "--reason", "x", "--json"]).exits(0).json();
     let run = site.ask(&["runs", "show", run["run"].as_str().unwrap(), "--json"]).exits(0).json();
     let [first, second] = [0, 1].map(|index| run["jobs"][index]["job"].as_str().unwrap().to_owned());
-    site.doctor_says(&first, "waits for 1 more to approve it (operator or above, until");
-    site.doctor_says(&first, &format!("nightporter approvals approve {first}"));
-    site.doctor_says(&second, &format!("it needs `first`, which is pending: nightporter doctor {first}"));
+    doctor_says(&site, &first, "waits for 1 more to approve it (operator or above, until");
+    doctor_says(&site, &first, &format!("nightporter approvals approve {first}"));
+    doctor_says(&site, &second, &format!("it needs `first`, which is pending: nightporter doctor {first}"));
+
+    let json = site.ask(&["doctor", &first, "--json"]).exits(0);
+    assert_eq!(json.json()["job"], first);
+    for said in [json.stdout, site.ask(&["doctor", &first]).exits(0).stdout] {
+        assert!(!said.ends_with("\n\n"), "an empty line at its end: {said:?}");
+    }
 
     let long = site.start(&["--with", "steps=10", "--with", "step_millis=60000"]);
-    site.doctor_says(&long, "it runs: attempt 1 since");
+    doctor_says(&site, &long, "it runs: attempt 1 since");
     let waiting = site.start(&[]);
-    site.doctor_says(&waiting, "it may run; 1 jobs of the queue `default` do");
+    doctor_says(&site, &waiting, "it may run; 1 jobs of the queue `default` do");
     site.ask(&["queues", "pause", "default", "--reason", "a flood"]).exits(0);
-    site.doctor_says(&waiting, "the queue `default` is paused by");
+    doctor_says(&site, &waiting, "the queue `default` is paused by");
     site.ask(&["jobs", "cancel", &waiting, "--reason", "enough"]).exits(0);
-    let ended = site.doctor_says(&waiting, "it has ended, cancelled: ");
+    let ended = doctor_says(&site, &waiting, "it has ended, cancelled: ");
     assert!(ended.contains(&format!("nightporter jobs retry {waiting}")), "{ended}");
 }

@@ -1,8 +1,12 @@
 //! The sign of life: sent while all is well, and otherwise the reason.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::{Body, Bytes};
 use queue::{LedgerClock, Queue, QueueConfig};
 use secrets::Resolver;
 use serde_json::{Value, json};
@@ -11,6 +15,7 @@ use tests::faulty::FaultyLedger;
 use tests::ledgers::new_job;
 use tests::receiver::{Receiver, Reply, nowhere};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use worker::heartbeat::{Heartbeat, Unheard};
 
 /// As a real address holds its secret.
@@ -97,4 +102,25 @@ async fn one_that_fails_stops_nothing_and_the_process_ends_without_waiting_for_a
     receiver.requested(3).await;
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(5), beating).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn of_an_answer_without_end_only_the_beginning_is_read() {
+    let (house, sent) = (house().await, Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&sent);
+    let endless = move || {
+        let count = Arc::clone(&count);
+        let piece = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 1024]))
+        };
+        async move { Body::from_stream(futures_util::stream::iter(std::iter::repeat_with(piece))) }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = Router::new().fallback(endless);
+    let _serving = AbortOnDropHandle::new(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
+    heartbeat(&house, &url, json!({})).beat().await.unwrap();
+    // What lies in the sockets between the two was sent as well.
+    assert!(sent.load(Ordering::Relaxed) < 50_000, "{} KiB were read", sent.load(Ordering::Relaxed));
 }

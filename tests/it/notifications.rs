@@ -28,3 +28,7 @@ fn slack(receiver: &str) -> Value {
 fn webhook(receiver: &str) -> Value {
     json!({"webhook": {"url": format!("{receiver}/hook"), "secret": SECRET}})
 }
+
+fn heartbeat(receiver: &str) -> Value {
+    json!({"heartbeat": {"url": format!("{receiver}/{CANARY}")}})
+}

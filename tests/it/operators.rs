@@ -1,7 +1,7 @@
 //! What operators do by the command line, with the built binary: replays, pauses, approvals, tokens.
 
-use serde_json::{Value, json};
-use tests::binary::{Ended, House, Running};
+use serde_json::json;
+use tests::binary::{House, Site};
 
 const CONFIG: &str = r#"
 [server]
@@ -23,60 +23,6 @@ hello = { job = "noop", approval = { within = "1h" }, with = { message = "hello"
 first = { job = "noop", with = { message = "a text" } }
 second = { job = "noop", needs = ["first"], if = "jobs.first.message > 5" }
 "#;
-
-/// A house whose porter is up.
-struct Site {
-    up: Running,
-    house: House,
-}
-
-impl Site {
-    fn open() -> Self {
-        let house = House::new(CONFIG);
-        Self { up: house.start("up"), house }
-    }
-
-    /// Runs an operator's command with the token in a file of the house.
-    fn ask_as(&self, token: &str, arguments: &[&str]) -> Ended {
-        let (server, token) = (self.up.operators(), self.house.path(token));
-        let to = ["--server", &server, "--token-file", token.to_str().unwrap()];
-        self.house.run(&[arguments, &to].concat())
-    }
-
-    /// Runs an operator's command with the token that `up` left.
-    fn ask(&self, arguments: &[&str]) -> Ended {
-        self.ask_as("book.db.token", arguments)
-    }
-
-    /// Makes a token, and keeps it in a file of its name.
-    fn make_token(&self, name: &str, role: &str) -> String {
-        let made = self.ask(&["token", "create", name, "--role", role, "--reason", "a test"]).exits(0);
-        assert!(made.stderr.contains("it is not shown again"), "{}", made.stderr);
-        std::fs::write(self.house.path(name), &made.stdout).unwrap();
-        made.stdout.trim().to_owned()
-    }
-
-    /// Starts a job; its id.
-    fn start(&self, arguments: &[&str]) -> String {
-        let started = self.ask(&[&["run", "noop", "--reason", "x", "--json"], arguments].concat()).exits(0).json();
-        started["job"].as_str().unwrap().to_owned()
-    }
-
-    fn job(&self, id: &str) -> Value {
-        self.ask(&["jobs", "show", id, "--json"]).exits(0).json()
-    }
-
-    /// Looks until the job is in a state; [`House::run`] bounds each look, and the harness the whole.
-    fn wait(&self, id: &str, state: &str) -> Value {
-        for _ in 0..1000 {
-            let job = self.job(id);
-            if job["state"] == state {
-                return job;
-            }
-        }
-        panic!("job {id} is still not {state}: {}", self.job(id));
-    }
-}
 
 /// A long job, which only ends when it is cancelled.
 const LONG: [&str; 4] = ["--with", "steps=10", "--with", "step_millis=60000"];
@@ -103,7 +49,7 @@ fn plain(text: &str) -> String {
 
 #[test]
 fn a_guarded_run_waits_for_a_second_person() {
-    let site = Site::open();
+    let site = Site::open(CONFIG);
     let started = site.ask(&["run", "guarded", "--reason", "a release", "--json"]).exits(0).json();
     let waiting = site.ask(&["approvals", "list", "--json"]).exits(0).json();
     let job = waiting[0]["job"].as_str().unwrap().to_owned();
@@ -137,7 +83,7 @@ fn a_guarded_run_waits_for_a_second_person() {
 
 #[test]
 fn a_token_is_shown_once_and_lies_nowhere() {
-    let site = Site::open();
+    let site = Site::open(CONFIG);
     let token = site.make_token("ci", "operator");
     let id = site.start(&[]);
     site.ask_as("ci", &["jobs", "show", &id]).exits(0);
@@ -169,7 +115,7 @@ fn a_token_is_shown_once_and_lies_nowhere() {
 
 #[test]
 fn a_paused_queue_gives_nothing_out_and_a_drained_one_runs_nothing() {
-    let site = Site::open();
+    let site = Site::open(CONFIG);
     let long = site.start(&LONG);
     site.wait(&long, "running");
     let up = site.ask(&["queues", "drain", "default", "--reason", "an update", "--timeout", "1s"]).exits(124);
@@ -207,7 +153,7 @@ fn a_paused_queue_gives_nothing_out_and_a_drained_one_runs_nothing() {
 
 #[test]
 fn what_failed_is_replayed_as_it_was_shown() {
-    let site = Site::open();
+    let site = Site::open(CONFIG);
     site.ask(&["run", "doomed", "--reason", "x", "--wait"]).exits(1);
     let shown = site.ask(&["jobs", "replay", "--preview"]).exits(0);
     insta::assert_snapshot!("replay_preview", plain(&shown.stdout));

@@ -164,8 +164,8 @@ const GROWN: [(&str, &str); 11] = [
     ),
     (
         "fired",
-        "insert into fired (schedule, nominal, fired_at, job_id)
-         select 'nightly', -n, 1::bigint << 60, gen_random_uuid() from generate_series(1, 20000) n",
+        "insert into fired (schedule, nominal, fired_at, outcome)
+         select 'nightly', -n, 1::bigint << 60, 2 from generate_series(1, 20000) n",
     ),
     (
         "step",
@@ -246,7 +246,10 @@ async fn a_day(t: &TestLedger, day: u32) {
         assert!(t.ledger.oldest_unannounced().await.is_ok());
     }
     let long_ago = Some(chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(1));
-    t.ledger.forget(&Horizons { bodies: long_ago, events: long_ago, jobs: long_ago }, 100).await.unwrap();
+    t.ledger
+        .forget(&Horizons { bodies: long_ago, events: long_ago, jobs: long_ago, waiting: long_ago }, 100)
+        .await
+        .unwrap();
     assert_eq!(t.state(attempts[0].job).await, JobState::Discarded);
 }
 

@@ -1,6 +1,8 @@
 //! `rotate`: secrets are exchanged, and nobody is locked out on the way.
 
 mod engine;
+mod kills;
+mod postgres;
 
 use serde_json::{Value, json};
 use tests::rotation_world::RotationWorld;

@@ -252,6 +252,64 @@ impl Ended {
     }
 }
 
+/// A house whose porter is up, with a ledger in the file `book.db`.
+pub struct Site {
+    /// The porter.
+    pub up: Running,
+    /// Its house.
+    pub house: House,
+}
+
+impl Site {
+    /// A house with this configuration, and its porter.
+    pub fn open(config: &str) -> Self {
+        let house = House::new(config);
+        Self { up: house.start("up"), house }
+    }
+
+    /// Runs an operator's command with the token in a file of the house.
+    pub fn ask_as(&self, token: &str, arguments: &[&str]) -> Ended {
+        let (server, token) = (self.up.operators(), self.house.path(token));
+        let to = ["--server", &server, "--token-file", token.to_str().expect("UTF-8")];
+        self.house.run(&[arguments, &to].concat())
+    }
+
+    /// Runs an operator's command with the token that `up` left.
+    pub fn ask(&self, arguments: &[&str]) -> Ended {
+        self.ask_as("book.db.token", arguments)
+    }
+
+    /// Makes a token, and keeps it in a file of its name.
+    pub fn make_token(&self, name: &str, role: &str) -> String {
+        let made = self.ask(&["token", "create", name, "--role", role, "--reason", "a test"]).exits(0);
+        assert!(made.stderr.contains("it is not shown again"), "{}", made.stderr);
+        std::fs::write(self.house.path(name), &made.stdout).expect("the token is kept");
+        made.stdout.trim().to_owned()
+    }
+
+    /// Starts a job; its id.
+    pub fn start(&self, arguments: &[&str]) -> String {
+        let started = self.ask(&[&["run", "noop", "--reason", "x", "--json"], arguments].concat()).exits(0).json();
+        started["job"].as_str().expect("an id").to_owned()
+    }
+
+    /// A job, as it is shown.
+    pub fn job(&self, id: &str) -> Value {
+        self.ask(&["jobs", "show", id, "--json"]).exits(0).json()
+    }
+
+    /// Looks until the job is in a state; [`House::run`] bounds each look, and the harness the whole.
+    pub fn wait(&self, id: &str, state: &str) -> Value {
+        for _ in 0..1000 {
+            let job = self.job(id);
+            if job["state"] == state {
+                return job;
+            }
+        }
+        panic!("job {id} is still not {state}: {}", self.job(id));
+    }
+}
+
 /// Lets a running process make no file longer than this (in bytes, or `unlimited`).
 pub fn limit_files(pid: u32, most: &str) {
     // The soft limit alone, so that it can be lifted.

@@ -64,6 +64,28 @@ impl PostgresServer {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
+    /// Has it ask everybody for a password from now on, the superuser too: this one. His address then.
+    pub async fn ask_for_passwords(&self, password: &str) -> String {
+        let mut session = PgConnection::connect(&self.url()).await.expect("it lets us in");
+        let hba: String = sqlx::query_scalar("show hba_file").fetch_one(&mut session).await.expect("a path");
+        for sql in [
+            format!("alter role postgres password '{password}'"),
+            format!("copy (select 'host all all 127.0.0.1/32 scram-sha-256') to '{hba}'"),
+            "select pg_reload_conf()".to_owned(),
+        ] {
+            session.execute(AssertSqlSafe(sql)).await.expect("a superuser may");
+        }
+        eventually("nobody gets in without a password", async || PgConnection::connect(&self.url()).await.err()).await;
+        let mut url = url::Url::parse(&self.url()).expect("an address");
+        url.set_password(Some(password)).expect("it has a host");
+        url.into()
+    }
+
+    /// What it wrote down since its start.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log.txt")).expect("a log file")
+    }
+
     /// Starts it again, with the data that it had.
     pub async fn start_again(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log.txt")).expect("a log file");
@@ -78,7 +100,16 @@ impl PostgresServer {
             .spawn()
             .expect("tests/servers/postgres");
         self.child = Some(child);
-        eventually("PostgreSQL answers", async || PgConnection::connect(&self.url()).await.ok()).await;
+        // One that asks for a password answers too.
+        let answers = async || match PgConnection::connect(&self.url()).await {
+            Err(error)
+                if error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() != Some("28P01") =>
+            {
+                None
+            }
+            _ => Some(()),
+        };
+        eventually("PostgreSQL answers", answers).await;
     }
 
     /// Stops all its processes where they stand.

@@ -18,6 +18,8 @@ pub enum Line {
     HoldsServer,
     /// It holds back everything, until it is good again: connections are made, and nothing is said.
     Silent,
+    /// It holds back everything on the connections from this one on (the first is 0), until it is good again.
+    HoldsFrom(usize),
 }
 
 /// A TCP proxy in front of a server.
@@ -89,10 +91,12 @@ impl State {
         if *self.oldest_alive.borrow() > self.number {
             std::future::pending::<()>().await;
         }
+        let number = self.number;
         let passes = |line: &Line| match line {
             Line::Good => true,
             Line::HoldsServer => !from_server,
             Line::Silent => false,
+            Line::HoldsFrom(first) => number < *first,
         };
         let _the_proxy_is_gone = self.line.wait_for(passes).await;
     }

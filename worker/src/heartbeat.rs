@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use url::Url;
 
+use crate::channels::beginning_of;
+
 /// A ledger that takes longer to answer is not well.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,22 @@ pub enum Service {
     Healthchecks,
     /// Sentry's check-ins of a cron monitor.
     Sentry,
+}
+
+impl Service {
+    /// Where it is told that all is well, or that something is wrong; none where the address has no path.
+    pub(crate) fn address(self, mut url: Url, is_wrong: bool) -> Option<Url> {
+        match self {
+            Self::Healthchecks if is_wrong => {
+                url.path_segments_mut().ok()?.pop_if_empty().push("fail");
+            }
+            Self::Healthchecks => {}
+            Self::Sentry => {
+                url.query_pairs_mut().append_pair("status", if is_wrong { "error" } else { "ok" });
+            }
+        }
+        Some(url)
+    }
 }
 
 fn each_minute() -> Duration {
@@ -146,31 +164,18 @@ impl Heartbeat {
         }
         let url = self.secrets.resolve(&self.config.url).await?;
         let url = Url::parse(url.expose_secret().trim()).ok().filter(|url| matches!(url.scheme(), "https" | "http"));
-        let url = self.address(url.ok_or(Unheard::Address)?, wrong.is_some()).ok_or(Unheard::Address)?;
+        let url = self.config.service.address(url.ok_or(Unheard::Address)?, wrong.is_some());
+        let url = url.ok_or(Unheard::Address)?;
         let request = self.http.post(url).timeout(DEADLINE).body(wrong.unwrap_or_default());
-        let answer = request.send().await.map_err(|error| Unheard::NoAnswer(error.without_url()))?;
+        let mut answer = request.send().await.map_err(|error| Unheard::NoAnswer(error.without_url()))?;
         let status = answer.status();
         if !status.is_success() {
             return Err(Unheard::Refused(status.as_u16()));
         }
-        let words = answer.text().await.unwrap_or_default();
-        if self.config.service == Service::Healthchecks && words.starts_with("OK (") {
+        if self.config.service == Service::Healthchecks && beginning_of(&mut answer).await.starts_with("OK (") {
             return Err(Unheard::Ignored);
         }
         Ok(())
-    }
-
-    fn address(&self, mut url: Url, is_wrong: bool) -> Option<Url> {
-        match self.config.service {
-            Service::Healthchecks if is_wrong => {
-                url.path_segments_mut().ok()?.pop_if_empty().push("fail");
-            }
-            Service::Healthchecks => {}
-            Service::Sentry => {
-                url.query_pairs_mut().append_pair("status", if is_wrong { "error" } else { "ok" });
-            }
-        }
-        Some(url)
     }
 
     async fn what_is_wrong(&self) -> Option<String> {

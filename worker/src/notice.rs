@@ -3,9 +3,11 @@
 //! stored in the transaction that completes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use queue::{MissedTimes, NoticeOfDiscard, NoticeOfMissed};
-use schemas::{Catalog, JobId, NewJob, Problem, Timestamp};
+use queue::ledger::Silence;
+use queue::{MissedTimes, NoticeOfDiscard, NoticeOfForgetting, NoticeOfMissed, NoticeOfSilence, Waiting};
+use schemas::{Catalog, JobId, NewJob, Problem, Timestamp, period};
 use serde_json::to_value;
 use tracing::error;
 
@@ -48,9 +50,45 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
             severity: Some(Severity::Warning),
             ..Notify::default()
         };
-        let args = to_value(&notify).map_err(|error| Problem::new(error.to_string()));
-        args.and_then(|args| catalog.job(Notify::KIND, &args, now))
+        made(&notify, &catalog, now)
             .inspect_err(|problem| error!(schedule = missed.schedule, %problem, "nobody is told about missed times"))
+            .ok()
+    })
+}
+
+/// Tells the given channel about sources that have gone silent, and that they speak again: an alarm and its end.
+pub fn on_silence(channel: &str, catalog: Catalog) -> NoticeOfSilence {
+    let channel = channel.to_owned();
+    Arc::new(move |silence, now| {
+        let what = if silence.is_over { "speaks again" } else { "has gone silent" };
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some(format!("Source {} {what}", silence.source)),
+            text: Some(words_of_silence(silence)),
+            severity: Some(Severity::Warning),
+            alarm: Some(format!("silent source {}", silence.source)),
+            action: Some(if silence.is_over { Action::Resolve } else { Action::Trigger }),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(source = silence.source, %problem, "nobody is told about this silence"))
+            .ok()
+    })
+}
+
+/// Tells the given channel about events that wait for a person, before they are forgotten.
+pub fn before_forgetting(channel: &str, catalog: Catalog) -> NoticeOfForgetting {
+    let channel = channel.to_owned();
+    Arc::new(move |waiting, within, now| {
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some("Events that wait for you will be forgotten".to_owned()),
+            text: Some(words_of(waiting, within)),
+            severity: Some(Severity::Warning),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(%problem, "nobody is told about events that will be forgotten"))
             .ok()
     })
 }
@@ -93,6 +131,17 @@ pub fn on_copies(channel: &str, catalog: Catalog) -> NoticeOfCopies {
     })
 }
 
+fn words_of(waiting: &Waiting, within: Duration) -> String {
+    let Waiting { held, quarantined, oldest } = waiting;
+    let ids = oldest.iter().map(|id| format!("nightporter events show {id}\n")).collect::<Vec<_>>().concat();
+    format!(
+        "{held} events are held and {quarantined} are in quarantine, and nobody has looked after them. Within {} the first \
+         of them lose what their senders wrote, or go ([queue] keep).\n\nThe oldest:\n{ids}\nA held one has its work by:\n\
+         nightporter events release ID --reason '...'",
+        period::write(within)
+    )
+}
+
 /// Makes the job that tells people that a job which was given up is done after all: its id, its kind.
 pub type Resolution = Arc<dyn Fn(JobId, &str, Timestamp) -> Option<NewJob> + Send + Sync>;
 
@@ -104,6 +153,23 @@ pub fn on_completion(channel: &str, catalog: Catalog) -> Resolution {
             .inspect_err(|problem| error!(job.id = %job, %problem, "nobody is told that this job is done after all"))
             .ok()
     })
+}
+
+fn words_of_silence(silence: &Silence) -> String {
+    let Silence { source, heard_at, quiet, is_over } = silence;
+    let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let heard = heard_at
+        .as_ref()
+        .map_or_else(|| "It was never heard".to_owned(), |at| format!("It was last heard at {}", said(at)));
+    if *is_over {
+        return format!("{heard}.");
+    }
+    let quiet = period::write(Duration::from_secs(quiet.as_secs() / 60 * 60));
+    format!(
+        "{heard}; for {quiet} nothing came, while somebody listened.\n\nLook at the sender whether the webhook is still there, \
+         active, and has the secret that `[sources.{source}]` names; a signature that is wrong is in the log. What it \
+         should have sent is found by `nightporter run reconcile`."
+    )
 }
 
 fn words(missed: &MissedTimes) -> String {
@@ -234,6 +300,42 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("nightporter schedules run nightly"), "{text}");
+    }
+
+    #[test]
+    fn a_silence_is_an_alarm_and_its_end_is_the_end_of_that_alarm() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_silence("oncall", crate::jobs::registry().catalog(names));
+        let mut silence = Silence {
+            source: "github".into(),
+            heard_at: Some(Timestamp::UNIX_EPOCH),
+            quiet: Duration::from_secs(2 * 86_400 + 59),
+            is_over: false,
+        };
+        let told = |silence: &Silence| -> Value {
+            serde_json::from_str(notice(silence, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
+        };
+        let raised = told(&silence);
+        assert_eq!((&raised["title"], &raised["action"]), (&"Source github has gone silent".into(), &"trigger".into()));
+        let text = raised["text"].as_str().unwrap();
+        assert!(text.starts_with("It was last heard at 1970-01-01 00:00:00Z; for 2d nothing came"), "{text}");
+        silence.is_over = true;
+        let resolved = told(&silence);
+        assert_eq!(resolved["action"], "resolve");
+        assert_eq!(raised["alarm"], resolved["alarm"]);
+    }
+
+    #[test]
+    fn what_will_be_forgotten_is_counted_named_and_said_how_to_look_at() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = before_forgetting("oncall", crate::jobs::registry().catalog(names));
+        let oldest = vec![schemas::EventId::at(Timestamp::UNIX_EPOCH)];
+        let waiting = Waiting { held: 3, quarantined: 2, oldest };
+        let job = notice(&waiting, Duration::from_hours(72), Timestamp::UNIX_EPOCH).unwrap();
+        let args: Value = serde_json::from_str(job.args.get()).unwrap();
+        let text = args["text"].as_str().unwrap();
+        assert!(text.starts_with("3 events are held and 2 are in quarantine") && text.contains("Within 3d"), "{text}");
+        assert!(text.contains(&format!("nightporter events show {}", waiting.oldest[0])), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use worker::examination::Verdict;
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::{print, table};
+use crate::output::table;
 
 /// The arguments of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -72,6 +72,5 @@ async fn explain(id: JobId, global: &Global) -> Result<(), Failure> {
     let queues: Vec<QueueView> = client.get("queues").await?;
     let around = why::Around { run, pauses, queues, now: chrono::Utc::now() };
     let explanation = Explanation { job: id, reasons: why::reasons(&job, &around) };
-    global.output().print(&explanation, |explanation| explanation.reasons.join("\n"))?;
-    print("")
+    global.output().print(&explanation, |explanation| explanation.reasons.join("\n"))
 }

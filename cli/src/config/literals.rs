@@ -7,7 +7,7 @@ use super::document::{Document, Part};
 use super::finding::Finding;
 
 /// Where secrets belong: a star stands for every name. Texts that are addresses are secrets only with a password.
-const PLACES: [&[&str]; 19] = [
+const PLACES: [&[&str]; 20] = [
     &["operators", "token"],
     &["queue", "ledger"],
     &["queue", "broker"],
@@ -25,6 +25,7 @@ const PLACES: [&[&str]; 19] = [
     &["channels", "*", "mail", "login", "password"],
     &["channels", "*", "resend", "key"],
     &["channels", "*", "webhook", "secret"],
+    &["channels", "*", "heartbeat", "url"],
     &["heartbeat", "url"],
     &["credentials", "*", "headers", "*"],
 ];

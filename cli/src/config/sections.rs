@@ -432,6 +432,7 @@ mod tests {
             ("[channels.NAME.mail.login]", keys::<worker::channels::MailLogin>()),
             ("[channels.NAME.resend]", keys::<worker::channels::ResendConfig>()),
             ("[channels.NAME.webhook]", keys::<worker::channels::WebhookConfig>()),
+            ("[channels.NAME.heartbeat]", keys::<worker::channels::SwitchConfig>()),
             ("[channels.NAME.route]", keys::<worker::channels::Route>()),
             ("[credentials.NAME]", keys::<worker::credentials::CredentialsConfig>()),
             ("[programs.NAME]", keys::<worker::programs::ProgramConfig>()),

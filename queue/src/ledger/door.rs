@@ -374,16 +374,6 @@ pub(super) fn role(code: i16) -> Result<Role, LedgerError> {
     Role::from_code(code).ok_or_else(|| unreadable("the role", code))
 }
 
-/// Why a job is not replayed.
-pub(super) fn moved_on(what: &str, id: Uuid) -> LedgerError {
-    LedgerError::Conflict(format!("{what} {id} has changed since it was looked at; nothing was replayed, look again"))
-}
-
-/// Why a job that has not ended is not replayed.
-pub(super) fn not_ended(what: &str, id: Uuid) -> LedgerError {
-    LedgerError::Conflict(format!("{what} {id} has not ended; wait for it or cancel it, nothing was replayed"))
-}
-
 /// Why a token was not kept.
 pub(super) fn name_taken(name: &str) -> LedgerError {
     LedgerError::Conflict(format!(

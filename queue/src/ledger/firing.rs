@@ -1,21 +1,25 @@
 //! What becomes of a nominal time, as both engines decide it.
 
+use async_trait::async_trait;
 use schemas::api::{FiringOutcome, FiringView};
-use schemas::{JobId, JobState, Overlap, RunId, RunState, Schedule, Timestamp, WorkId};
+use schemas::{JobId, JobState, NewWork, Overlap, RunId, RunState, Schedule, Timestamp, WorkId};
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::cancel::{Cancels, cancel};
+use super::door::Aftermath;
 use super::rows::{micros, moment, state, unreadable};
-use super::{Announced, Due, Firing, LedgerError, MOST_WAITING, Operator, Progress};
+use super::{Announced, Due, Enqueued, Fired, Firing, LedgerError, MOST_WAITING, Operator, Progress};
+use crate::bell::Bells;
 
 /// Outcomes, as the tables hold them.
-pub(super) const FIRED: i16 = 0;
-pub(super) const WAITS: i16 = 1;
+const FIRED: i16 = 0;
+const WAITS: i16 = 1;
 pub(super) const SKIPPED: i16 = 2;
-pub(super) const MISSED: i16 = 3;
+const MISSED: i16 = 3;
 
 /// Of what a schedule has fired, so many are looked at for whether they have ended: older ones that an operator brings
-/// back are not in the way.
+/// back are not in the way. Times that were skipped or missed do not count: work may outlast any number of them.
 pub(super) const LOOKED_BACK: i64 = 16;
 
 /// Why a time that waited does not any more.
@@ -46,7 +50,7 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    pub(super) fn work(&self) -> Option<WorkId> {
+    fn work(&self) -> Option<WorkId> {
         self.job_id.map(|id| WorkId::Job(JobId(id))).or(self.run_id.map(|id| WorkId::Run(RunId(id))))
     }
 
@@ -58,7 +62,7 @@ impl Unfinished {
 
 /// What becomes of a nominal time.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+enum Verdict {
     /// It was settled before.
     Before,
     /// Its work is stored.
@@ -73,7 +77,7 @@ pub(super) enum Verdict {
 
 impl Situation {
     /// Decides. What waited already is decided anew each time it is asked for.
-    pub(super) fn decide(&self, firing: &Firing) -> Verdict {
+    fn decide(&self, firing: &Firing) -> Verdict {
         let first = match &firing.due {
             Due::Missed { first, .. } => *first,
             Due::Work { .. } => firing.nominal,
@@ -114,23 +118,91 @@ impl Situation {
     }
 }
 
+/// What an engine does for it. Whoever calls has the house's turn.
+#[async_trait]
+pub(super) trait Firings: Cancels {
+    /// How the ledger stands towards a firing.
+    async fn situation(&mut self, firing: &Firing) -> Result<Situation, LedgerError>;
+
+    /// Records those that wait as skipped.
+    async fn replace_waiting(&mut self, firing: &Firing) -> Result<(), LedgerError>;
+
+    /// Writes what became of it, and that the schedule has come so far.
+    async fn write_firing(&mut self, firing: &Firing, record: &Record, now: Timestamp) -> Result<(), LedgerError>;
+}
+
+/// Settles a nominal time, or says that it was. The bells are not yet in the answer: what follows is still to be done.
+pub(super) async fn carry_out<T: Firings>(
+    tx: &mut T,
+    firing: &Firing,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<Fired, LedgerError> {
+    let situation = tx.situation(firing).await?;
+    let (fired, record) = match (situation.decide(firing), &firing.due) {
+        (Verdict::Before, _) => return Ok(Fired::Before),
+        (Verdict::Skip(reason), due) => (Fired::Skipped(reason.clone()), Record::skipped(due, reason)),
+        (Verdict::Wait { cancel: true }, _) => {
+            for work in situation.unfinished.iter().filter_map(Unfinished::work) {
+                match cancel(tx, work, &canceller(firing), after, now).await {
+                    // It has just ended by itself.
+                    Ok(()) | Err(LedgerError::Conflict(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            tx.replace_waiting(firing).await?;
+            (Fired::Waits(Bells::default()), Record::of(WAITS, None))
+        }
+        (Verdict::Wait { cancel: false }, _) => (Fired::Waits(Bells::default()), Record::of(WAITS, None)),
+        (Verdict::Fire, Due::Work { work, .. }) => {
+            if replaces_waiting(&firing.due) {
+                tx.replace_waiting(firing).await?;
+            }
+            (Fired::Now(Bells::default()), store(tx, firing, work, after, now).await?)
+        }
+        (Verdict::Fire | Verdict::Miss, due) => {
+            if let Due::Missed { notice: Some(notice), .. } = due {
+                tx.store_jobs(std::slice::from_ref(&**notice), None, after, now).await?;
+            }
+            (Fired::Missed(Bells::default()), Record::missed(due))
+        }
+    };
+    tx.write_firing(firing, &record, now).await?;
+    Ok(fired)
+}
+
+/// Stores the work of a nominal time.
+async fn store<T: Firings>(
+    tx: &mut T,
+    firing: &Firing,
+    work: &NewWork,
+    after: &mut Aftermath,
+    now: Timestamp,
+) -> Result<Record, LedgerError> {
+    let by = Schedule::actor(&firing.schedule);
+    Ok(match work {
+        NewWork::Job(job) => {
+            let stored = tx.store_jobs(std::slice::from_ref(&**job), Some(&by), after, now).await?[0];
+            Record::fired(WorkId::Job(stored.id()), matches!(stored, Enqueued::Existing(_)))
+        }
+        NewWork::Run(run) => {
+            let stored = tx.store_run(run, after, now).await?;
+            Record::fired(WorkId::Run(stored.id()), matches!(stored, Enqueued::Existing(_)))
+        }
+    })
+}
+
 /// Whether those that wait give way to this one.
-pub(super) fn replaces_waiting(due: &Due) -> bool {
+fn replaces_waiting(due: &Due) -> bool {
     matches!(due, Due::Work { overlap: Overlap::Skip | Overlap::CancelRunning, .. })
 }
 
 /// Who cancels what a newer time does not want to run beside.
-pub(super) fn canceller(firing: &Firing) -> Operator {
+fn canceller(firing: &Firing) -> Operator {
     Operator {
         actor: Schedule::actor(&firing.schedule),
         reason: format!("{} has come, and overlap = \"cancel_running\"", said(firing.nominal)),
     }
-}
-
-/// Why a run of which no job is left cannot be cancelled.
-pub(super) fn has_ended(state: i16) -> LedgerError {
-    let state = RunState::from_code(state).map_or("over", RunState::as_str);
-    LedgerError::Conflict(format!("this run has ended: it is {state}"))
 }
 
 /// A moment, to the second, for people.
@@ -171,12 +243,16 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn of(outcome: i16, reason: Option<String>) -> Self {
+    fn of(outcome: i16, reason: Option<String>) -> Self {
         Self { outcome, reason, job: None, run: None, times: 1 }
     }
 
+    fn skipped(due: &Due, reason: String) -> Self {
+        Self { times: times_of(due), ..Self::of(SKIPPED, Some(reason)) }
+    }
+
     /// Work that is stored; or that was there already, under the key that it would have.
-    pub(super) fn fired(work: WorkId, existing: bool) -> Self {
+    fn fired(work: WorkId, existing: bool) -> Self {
         let reason = existing.then(|| "the same was under way already".to_owned());
         let (job, run) = match work {
             WorkId::Job(job) => (Some(job.0), None),
@@ -185,14 +261,20 @@ impl Record {
         Self { job, run, ..Self::of(FIRED, reason) }
     }
 
-    pub(super) fn missed(due: &Due) -> Self {
-        match due {
-            Due::Missed { times, reason, .. } => {
-                let times = i32::try_from(*times).unwrap_or(i32::MAX);
-                Self { times, ..Self::of(MISSED, Some(reason.clone())) }
-            }
-            Due::Work { .. } => Self::of(MISSED, None),
-        }
+    fn missed(due: &Due) -> Self {
+        let reason = match due {
+            Due::Missed { reason, .. } => Some(reason.clone()),
+            Due::Work { .. } => None,
+        };
+        Self { times: times_of(due), ..Self::of(MISSED, reason) }
+    }
+}
+
+/// For how many nominal times it stands.
+fn times_of(due: &Due) -> i32 {
+    match due {
+        Due::Missed { times, .. } => i32::try_from(*times).unwrap_or(i32::MAX),
+        Due::Work { .. } => 1,
     }
 }
 

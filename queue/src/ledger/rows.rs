@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::door::role;
 use super::{LedgerError, Repeats};
 use crate::advance::Node;
+use crate::forgetting::Waiting;
 
 /// A moment as the tables hold it.
 pub(super) fn micros(moment: Timestamp) -> i64 {
@@ -452,6 +453,15 @@ pub(super) fn queue_views(rows: Vec<(String, i16, i64, i64)>) -> Result<Vec<Queu
         }
     }
     Ok(views)
+}
+
+/// Events that wait for a person.
+pub(super) fn waiting(held: i64, quarantined: i64, oldest: Vec<Uuid>) -> Waiting {
+    Waiting {
+        held: held.unsigned_abs(),
+        quarantined: quarantined.unsigned_abs(),
+        oldest: oldest.into_iter().map(EventId).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ async fn a_dry_run_deletes_nothing_and_says_exactly_what_the_run_deletes() {
     let folder = TempDir::new().unwrap();
     let shelf = Shelf::with(&AGES, &directory(&folder), &directory(&folder)).await;
     let before = shelf.keys().await;
-    right(marks::pin(&*shelf.store, &before[0], &Pin { at: Utc::now(), by: "ada".into(), reason: "law".into() }).await);
+    right(marks::pin(&*shelf.store, &before[0], &pin()).await);
     let said = shelf.run(true).await;
     assert_eq!(shelf.keys().await, before);
     let deleted: Vec<String> = serde_json::from_value(said["keys"].clone()).unwrap();
@@ -93,6 +93,51 @@ async fn a_dry_run_deletes_nothing_and_says_exactly_what_the_run_deletes() {
     // Unpinned, it is as old as it is.
     assert!(right(marks::unpin(&*shelf.store, &wanted[0]).await));
     assert_eq!(shelf.run(false).await["keys"], json!([wanted[0]]));
+    shelf.world.close().await;
+}
+
+fn pin() -> Pin {
+    Pin { at: Utc::now(), by: "ada".into(), reason: "law".into() }
+}
+
+#[tokio::test]
+async fn what_is_pinned_after_it_was_decided_about_is_not_deleted() {
+    let bucket = Bucket::on_server().await;
+    // The last look for a pin comes before this.
+    let held = |method: &Method, target: &str| held_if(method == Method::DELETE && target.contains("manifest.json"));
+    let mut door = Door::before(&bucket.endpoint, held).await;
+    let through = bucket.store_url_through(&door.endpoint);
+    let shelf = Shelf::with(&AGES, &bucket.store_url(), &through).await;
+    let wanted: Vec<String> = serde_json::from_value(shelf.run(true).await["keys"].clone()).unwrap();
+    right(marks::pin(&*shelf.store, &wanted[1], &pin()).await);
+    right(backups::delete(&*shelf.store, &wanted[1]).await);
+    assert!(shelf.keys().await.contains(&wanted[1]), "it was pinned");
+    right(marks::unpin(&*shelf.store, &wanted[1]).await);
+
+    let job = shelf.world.enqueue("retention", &json!({"of": "backups", "store": "door"})).await;
+    door.holds().await;
+    assert!(right(marks::pin(&*shelf.store, &wanted[0], &pin()).await), "it is still there, and now pinned");
+    door.open();
+    shelf.world.completed(job).await;
+    let left = shelf.keys().await;
+    assert!(left.contains(&wanted[0]), "whoever pinned it was told that it is kept");
+    assert!(!left.contains(&wanted[1]));
+    shelf.world.close().await;
+}
+
+#[tokio::test]
+async fn a_run_that_finds_its_deletions_done_says_what_it_deleted_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let mut shelf = Shelf::with(&AGES, &directory(&folder), &directory(&folder)).await;
+    let before = shelf.keys().await;
+    shelf.world.stop_worker().await;
+    let args = json!({"of": "backups", "store": "nightly"});
+    let done = json!({"deleted": 1, "keys": ["app/an-older-one.manifest.json"]});
+    let job = shelf.world.die_after("retention", &args, &[("delete", Some(done))]).await;
+    shelf.world.start_worker();
+    let said = shelf.world.completed(job).await;
+    assert_eq!(shelf.keys().await, before, "what has become old meanwhile is the next run's");
+    assert_eq!((&said["deleted"], &said["keys"]), (&json!(1), &json!(["app/an-older-one.manifest.json"])));
     shelf.world.close().await;
 }
 

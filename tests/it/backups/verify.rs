@@ -1,6 +1,7 @@
 //! Proofs: a backup is restored into a scratch database and compared with what was dumped, or it is red.
 
 use schemas::JobId;
+use tests::proxy::{Line, Proxy};
 use worker::backups::marks;
 use worker::databases::{Contents, Scratch};
 
@@ -37,6 +38,8 @@ async fn what_the_tables_held_is_taken_in_the_dumps_own_snapshot_and_any_other_r
         "extra_float_digits = -10",
         "IntervalStyle = 'iso_8601'",
         "search_path = 'Odd one'",
+        "quote_all_identifiers = on",
+        "xmloption = 'document'",
     ] {
         let name = source.rsplit('/').next().unwrap();
         run(&source, &format!("ALTER DATABASE \"{name}\" SET {setting}")).await;
@@ -84,6 +87,32 @@ async fn what_the_tables_held_is_taken_in_the_dumps_own_snapshot_and_any_other_r
     }
     right(database.drop_scratch(scratch).await);
     assert!(!right(database.scratches().await).contains(&scratch));
+}
+
+#[tokio::test]
+async fn the_dump_joins_the_snapshot_that_is_counted_however_late_it_begins() {
+    let source = shop().await;
+    let url = url::Url::parse(&source).unwrap();
+    let server = url.socket_addrs(|| None).unwrap()[0];
+    let proxy = Proxy::to(server).await;
+    // The first connection counts; the second one is pg_dump's.
+    proxy.set(Line::HoldsFrom(1));
+    let mut through = url.clone();
+    through.set_port(Some(proxy.address().port())).unwrap();
+    let mut dump = right(open_database(through.as_str()).await.dump("x").await);
+    run(&source, "INSERT INTO customer VALUES (0, 'too late', NULL)").await;
+    proxy.set(Line::Good);
+    let mut bytes = Vec::new();
+    while let Some(piece) = right(dump.next().await) {
+        bytes.extend_from_slice(&piece);
+    }
+    let contents = right(dump.finish().await).contents.unwrap();
+    assert_eq!(contents.tables["public.customer"].rows, 20_000);
+    let (database, scratch) = (open_database(&source).await, Scratch { job: JobId::at(chrono::Utc::now()) });
+    let reader = Box::new(std::io::Cursor::new(bytes));
+    right(database.restore(&scratch.name(), &scratch.job.to_string(), reader).await);
+    assert_eq!(differences(&*database, scratch, &contents).await, Vec::<String>::new());
+    right(database.drop_scratch(scratch).await);
 }
 
 #[tokio::test]
@@ -198,6 +227,24 @@ async fn a_manifest_without_counts_is_still_a_backup_and_cannot_be_proven() {
     assert_eq!((listing.backups.len(), listing.marks(key)), (1, backups::Marks::default()));
     let restore = json!({"backup": key, "database": "app", "store": "nightly", "into": "copy.db"});
     world.complete("restore", &restore).await;
+    world.close().await;
+}
+
+#[tokio::test]
+async fn the_scratch_database_is_made_where_it_is_said_and_never_on_an_engine_of_another_kind() {
+    let (folder, other, lake) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (app, source) = (sqlite(&folder, 1).await, tests::postgres::fresh_database().await);
+    let elsewhere = format!("sqlite:{}", other.path().join("any.db").display());
+    let databases = [("app", app.as_str()), ("elsewhere", &elsewhere), ("main", &source)];
+    let world = BackupWorld::with(&databases, &[("nightly", &directory(&lake))]).await;
+    world.complete("backup", &json!({"database": "app", "store": "nightly"})).await;
+    let with = |scratch: &str| json!({"database": "app", "store": "nightly", "scratch": scratch});
+    // The database itself is not asked for anything: a proof needs the backup alone.
+    std::fs::remove_file(folder.path().join("app.db")).unwrap();
+    proves(&world, &source, &with("elsewhere")).await;
+    assert_eq!((files(&folder), files(&other)), (Vec::new(), Vec::new()));
+    let said = refused(&world, &source, &with("main")).await;
+    assert!(said.contains("a backup of sqlite cannot be restored into postgresql"), "{said}");
     world.close().await;
 }
 

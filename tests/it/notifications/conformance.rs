@@ -12,7 +12,7 @@ use tests::services::{Fault, RESEND_KEY, ROUTING_KEY, Services};
 use worker::Failure;
 use worker::channels::{Channel, Fate, Message, NotSent, Posting, Repeats, Severity, open};
 
-use super::{CANARY, SECRET, config, slack, webhook};
+use super::{CANARY, SECRET, config, heartbeat, slack, webhook};
 
 /// A target in this process, and the channel that leads to it.
 #[async_trait]
@@ -70,11 +70,12 @@ impl Target for Posted {
     }
 
     fn last(&self) -> String {
-        self.receiver.requests().last().map(|request| request.body.to_string()).unwrap_or_default()
+        let last = self.receiver.requests().pop();
+        last.map(|request| String::from_utf8_lossy(&request.raw).into_owned()).unwrap_or_default()
     }
 
     fn secret(&self) -> &'static str {
-        if self.dedupes { SECRET } else { CANARY }
+        if self.config()["webhook"].is_object() { SECRET } else { CANARY }
     }
 }
 
@@ -289,6 +290,11 @@ async fn a_signed_webhook_conforms() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_conforms() {
+    conforms(posted(heartbeat, true, Reply::Refused(200, "OK (not found)")).await).await;
+}
+
+#[tokio::test]
 async fn discord_conforms() {
     conforms(Served(Services::start().await, Service::Discord)).await;
 }
@@ -310,6 +316,6 @@ async fn mail_conforms() {
 
 #[test]
 fn a_canary_is_configured_for_each_of_them() {
-    assert!(config(slack("http://x.test")).slack.is_some());
+    assert!(config(slack("http://x.test")).slack.is_some() && config(heartbeat("http://x.test")).heartbeat.is_some());
     assert!(tests::services::WEBHOOK.contains(CANARY));
 }

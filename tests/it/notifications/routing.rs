@@ -74,6 +74,20 @@ async fn a_router_killed_before_it_ended_tells_each_target_once() {
 }
 
 #[tokio::test]
+async fn a_router_killed_before_it_noted_a_message_that_it_made_makes_no_second_one() {
+    let house = routed(both()).await;
+    let args = json!({"channel": "oncall", "text": "hello", "severity": "critical"});
+    let first = house.once(house.enqueue("notify", args).await, JobState::Completed).await;
+    house.at_rest().await;
+    house.open_step(first.id, "to a").await;
+    house.open_step(first.id, "to b").await;
+    let again = house.once_more(&first).await;
+    house.at_rest().await;
+    assert_eq!(again.output, first.output, "the same jobs, by their keys");
+    assert_eq!(paths(&house), ["/a", "/b"]);
+}
+
+#[tokio::test]
 async fn a_broken_target_of_the_router_that_is_told_of_failures_makes_no_storm_and_the_other_is_told() {
     let house = routed(both()).await;
     // `a` is gone for good, whatever comes; `b` takes everything.

@@ -4,6 +4,7 @@ use schemas::{JobId, Timestamp};
 use secrets::Resolver;
 use serde_json::{Value, json};
 use tests::mail::MailServer;
+use tests::receiver::Receiver;
 use tests::services::{Alert, Fault, Services};
 use worker::Failure;
 use worker::channels::{Action, Alarm, Channel, Fate, Message, NotSent, Posting, Severity, open};
@@ -138,4 +139,18 @@ async fn one_recipient_who_is_refused_keeps_the_mail_from_no_other_and_is_told()
     assert_eq!((fate, done), (Fate::Unknown, "discard"));
     assert!(text.contains("refuses 1 of the 2 recipients, the others have it"), "{text}");
     assert_eq!(server.letters(1).await[0].to, ["ops@example.com"]);
+}
+
+#[tokio::test]
+async fn a_switch_hears_a_sign_of_life_or_what_is_wrong_in_the_words_of_its_service() {
+    let receiver = Receiver::start().await;
+    for service in ["healthchecks", "sentry"] {
+        let url = format!("{}/{service}/", receiver.url);
+        let channel = opened(json!({"heartbeat": {"url": url, "service": service}})).await;
+        say(&*channel, &Message { severity: Severity::Info, ..message("all well") }, 1).await.unwrap();
+        say(&*channel, &message("no room"), 2).await.unwrap();
+    }
+    let asked: Vec<String> = receiver.requests().iter().map(|it| format!("{}?{}", it.path, it.query)).collect();
+    assert_eq!(asked, ["/healthchecks/?", "/healthchecks/fail?", "/sentry/?status=ok", "/sentry/?status=error"]);
+    assert_eq!(&receiver.requests()[1].raw[..], b"[critical] deploy failed\nno room");
 }

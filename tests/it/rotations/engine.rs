@@ -138,6 +138,26 @@ async fn a_version_that_was_left_behind_is_named_with_the_way_out(t: TestVault) 
 }
 
 #[tokio::test]
+async fn what_cannot_be_given_back_leaves_both_values_valid_and_is_told() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("shared");
+    // Two that write the same file: the first finds that it does not hold what it was given.
+    let consumers = json!({"a": {"file": {"path": path, "key": "key"}}, "b": {"file": {"path": path, "key": "use"}}});
+    let w = ring(TestVault::file().await, consumers).await;
+    let job = w.start().await;
+    let reason = w.world.wait_discarded(job).await;
+    assert!(reason.contains("prove a: ") && reason.contains("has been changed since"), "{reason}");
+    assert!(reason.contains("not everything could be taken back: prove back a"), "{reason}");
+    assert!(reason.contains(&format!("nightporter jobs retry {job}")), "{reason}");
+    assert_eq!(w.holder(Label::Current).await.as_ref(), Some(&w.first));
+    assert_eq!(w.holder(Label::Pending).await, Some(Token::from(job.0)), "whoever has it still can use it");
+    // Nobody begins another one before that is settled.
+    let refused = w.world.discarded("rotate", &RotationWorld::args()).await;
+    assert!(refused.contains(&format!("nightporter jobs retry {job}")), "{refused}");
+    w.world.close().await;
+}
+
+#[tokio::test]
 async fn while_the_old_value_still_counts_a_second_rotation_is_refused() {
     let w = ring(TestVault::file().await, json!({})).await;
     let job = w.start().await;

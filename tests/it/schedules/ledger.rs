@@ -19,10 +19,13 @@ on_every_engine![
     what_fired_is_remembered_as_long_as_deliveries_are,
     a_schedule_begins_at_first_sight_and_anew_when_its_timetable_changes,
     what_overlaps_is_skipped_with_the_reason,
+    work_that_outlasts_many_of_its_times_is_in_the_way_of_each,
     what_is_queued_waits_for_the_end_of_earlier_work_in_order,
     what_runs_is_cancelled_once_with_an_audit_row,
+    a_time_that_fires_takes_the_place_of_an_older_one_that_waits,
     a_run_is_cancelled_as_a_whole,
     a_paused_schedule_skips_and_says_who_paused_it,
+    missed_times_of_a_paused_schedule_are_skipped_and_counted,
     missed_times_are_one_row_and_one_notice,
     work_that_is_under_way_under_its_key_is_told,
 ];
@@ -162,6 +165,17 @@ async fn what_overlaps_is_skipped_with_the_reason(t: TestLedger) {
     assert_eq!(states, [Some("available".into()), None, Some("completed".into())]);
 }
 
+async fn work_that_outlasts_many_of_its_times_is_in_the_way_of_each(t: TestLedger) {
+    assert!(matches!(fire(&t, &next(&t, Overlap::Skip)).await, Fired::Now(_)));
+    let running = t.claim_one().await;
+    for time in 1..=40 {
+        let fired = fire(&t, &next(&t, Overlap::Skip)).await;
+        assert!(matches!(fired, Fired::Skipped(_)), "time {time} runs beside the first: {fired:?}");
+    }
+    t.finish(running.id, completed(None)).await;
+    assert!(matches!(fire(&t, &next(&t, Overlap::Skip)).await, Fired::Now(_)));
+}
+
 async fn what_is_queued_waits_for_the_end_of_earlier_work_in_order(t: TestLedger) {
     fire(&t, &next(&t, Overlap::Queue)).await;
     let (second, third) = (next(&t, Overlap::Queue), next(&t, Overlap::Queue));
@@ -216,6 +230,20 @@ async fn what_runs_is_cancelled_once_with_an_audit_row(t: TestLedger) {
     assert_eq!(t.claim(10).await.len(), 1);
 }
 
+async fn a_time_that_fires_takes_the_place_of_an_older_one_that_waits(t: TestLedger) {
+    fire(&t, &next(&t, Overlap::CancelRunning)).await;
+    let running = t.claim_one().await;
+    let second = next(&t, Overlap::CancelRunning);
+    assert!(matches!(fire(&t, &second).await, Fired::Waits(_)));
+    t.finish(running.id, completed(None)).await;
+    // Nobody has asked for the second one since, and the third has come.
+    assert!(matches!(fire(&t, &next(&t, Overlap::CancelRunning)).await, Fired::Now(_)));
+    assert_eq!(fire(&t, &second).await, Fired::Before);
+    let replaced = firings(&t).await.into_iter().find(|firing| firing.nominal == second.nominal).unwrap();
+    assert_eq!(replaced.reason.as_deref(), Some("a newer one took its place while it waited"));
+    assert_eq!(t.claim(10).await.len(), 1);
+}
+
 async fn a_run_is_cancelled_as_a_whole(t: TestLedger) {
     let run = || t.run(&[("one", &[], None), ("two", &["one"], None), ("always", &["two"], Some("always()"))]);
     let with = |run, overlap| {
@@ -264,6 +292,16 @@ fn missed(t: &TestLedger, first: Timestamp) -> Firing {
     let notice = Some(Box::new(NewJob { kind: "notify".into(), ..t.job() }));
     let due = Due::Missed { first, times: 7, reason: "nobody was there".into(), notice };
     Firing { due, ..firing(t, "nightly", "a") }
+}
+
+async fn missed_times_of_a_paused_schedule_are_skipped_and_counted(t: TestLedger) {
+    t.ledger.pause(&Pausable::Schedule("nightly".into()), &ada(), t.now()).await.unwrap();
+    let first = t.now();
+    t.clock.advance(Duration::from_hours(7));
+    assert!(matches!(fire(&t, &missed(&t, first)).await, Fired::Skipped(_)));
+    let row = firings(&t).await.pop().unwrap();
+    assert_eq!((row.outcome, row.times), (FiringOutcome::Skipped, 7));
+    assert!(t.claim(10).await.is_empty(), "who paused it knows");
 }
 
 async fn missed_times_are_one_row_and_one_notice(t: TestLedger) {

@@ -124,7 +124,11 @@ async fn the_commands_make_a_vault_put_secrets_into_it_and_never_show_one() {
     };
     config(&recipients[..1]);
     let checked = house.run(&["check"]).exits(2);
-    assert!(checked.stdout.contains("nightporter.toml:4:14: error: its key has no second copy"), "{}", checked.stdout);
+    assert!(
+        checked.stdout.contains("nightporter.toml:4:14: error: vault.recipients: its key has no second copy"),
+        "{}",
+        checked.stdout
+    );
     config(&recipients);
     house.run(&["check"]).exits(0);
     assert!(house.run(&["secrets", "list"]).exits(1).stderr.contains("`nightporter secrets init` makes it"));

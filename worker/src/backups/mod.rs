@@ -152,19 +152,28 @@ async fn body(store: &dyn Store, data: &Data) -> Result<Body, Failure> {
     store.get(&data.key).await?.ok_or_else(|| Failure::discard(missing()))
 }
 
-/// Deletes a backup, unless it was pinned meanwhile. Its manifest goes first: what is left then if this is stopped is no
-/// backup any more, and is swept as what belongs to none.
-pub async fn delete(store: &dyn Store, backup: &str) -> Result<(), Failure> {
-    let stem = marks::stem(backup)?;
-    if store.head(&marks::pin_key(backup)?).await?.is_some() {
-        return Ok(());
+/// Deletes a backup, unless it was pinned meanwhile: whether it did. Its manifest goes first: what is left then if this is
+/// stopped is no backup any more, and is swept as what belongs to none.
+pub async fn delete(store: &dyn Store, backup: &str) -> Result<bool, Failure> {
+    let (stem, pin) = (marks::stem(backup)?, marks::pin_key(backup)?);
+    if store.head(&pin).await?.is_some() {
+        return Ok(false);
     }
+    let manifest = read_small(store, backup, LARGEST_MANIFEST).await?;
     reached("backup deleting");
     store.delete(&[backup.to_owned()]).await?;
+    // Whoever pinned it after the look above may have found it there, and said that it is kept.
+    if let Some(manifest) = manifest
+        && store.head(&pin).await?.is_some()
+    {
+        store.put_if_absent(backup, manifest.into()).await?;
+        return Ok(false);
+    }
     reached("backup manifest deleted");
     let all = store.list(&format!("{stem}.")).await?.into_iter().map(|object| object.key);
     let of_it = |key: &String| manifest::stem_of_data(key) == Some(stem) || marks::stem_of_mark(key) == Some(stem);
-    store.delete(&all.filter(of_it).collect::<Vec<_>>()).await
+    store.delete(&all.filter(of_it).collect::<Vec<_>>()).await?;
+    Ok(true)
 }
 
 /// Whether it failed because the bytes in the store are not the backup's, or not there: that stays so.

@@ -107,7 +107,7 @@ fn with_trace(mut request: RequestBuilder) -> RequestBuilder {
 }
 
 /// The beginning of a body; what cannot be read of it does not matter, the status has come.
-async fn beginning_of(response: &mut Response) -> String {
+pub(crate) async fn beginning_of(response: &mut Response) -> String {
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         body.extend_from_slice(&chunk);

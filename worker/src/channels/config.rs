@@ -13,6 +13,7 @@ use url::Url;
 use super::Repeats;
 use super::mail::mailbox;
 use super::route::Route;
+use crate::heartbeat::Service;
 
 /// A channel as the configuration file spells it: exactly one of its targets, which [`ChannelConfig::problems`] checks.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -36,6 +37,9 @@ pub struct ChannelConfig {
     /// A receiver of signed webhooks.
     #[serde(default)]
     pub webhook: Option<WebhookConfig>,
+    /// A dead-man's switch.
+    #[serde(default)]
+    pub heartbeat: Option<SwitchConfig>,
     /// Other channels, by how urgent a message is.
     #[serde(default)]
     pub route: Option<Route>,
@@ -128,6 +132,17 @@ pub struct WebhookConfig {
     pub secret: SecretText,
 }
 
+/// A dead-man's switch, which hears of something that should happen again and again.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchConfig {
+    /// Its address; whoever has it can keep the switch quiet, so it is a secret.
+    pub url: SecretText,
+    /// Which service's words are spoken.
+    #[serde(default)]
+    pub service: Service,
+}
+
 /// `ops@example.com`, or `Operations <ops@example.com>`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
@@ -188,6 +203,7 @@ pub(super) enum Target<'a> {
     Mail(&'a MailConfig),
     Resend(&'a ResendConfig),
     Webhook(&'a WebhookConfig),
+    Heartbeat(&'a SwitchConfig),
     Route,
 }
 
@@ -205,11 +221,13 @@ impl ChannelConfig {
             ("mail", self.mail.as_ref().map(Target::Mail)),
             ("resend", self.resend.as_ref().map(Target::Resend)),
             ("webhook", self.webhook.as_ref().map(Target::Webhook)),
+            ("heartbeat", self.heartbeat.as_ref().map(Target::Heartbeat)),
             ("route", self.route.as_ref().map(|_| Target::Route)),
         ];
         let mut given = targets.into_iter().filter_map(|(name, target)| Some((name, target?)));
         let Some((name, target)) = given.next() else {
-            let help = "add slack = \"${env:...}\", or one of discord, pagerduty, mail, resend, webhook, route";
+            let help =
+                "add slack = \"${env:...}\", or one of discord, pagerduty, mail, resend, webhook, heartbeat, route";
             return Err(Problem::new("no target").help(help));
         };
         if let Some((other, _)) = given.next() {
@@ -224,7 +242,7 @@ impl ChannelConfig {
 impl Target<'_> {
     fn check(&self) -> Result<(), Problem> {
         match self {
-            Self::Slack(_) | Self::Discord(_) | Self::Route => Ok(()),
+            Self::Slack(_) | Self::Discord(_) | Self::Heartbeat(_) | Self::Route => Ok(()),
             Self::Pagerduty(config) => check_url(&config.url),
             Self::Mail(config) => config.check(),
             Self::Resend(config) => check_url(&config.url).and_then(|()| check_recipients(&config.to)),
@@ -314,6 +332,7 @@ mod tests {
         assert!(problems(json!({"slack": "${env:X}", "on_unknown": "report"})).is_empty());
         assert!(problems(webhook("https://x.test/hook")).is_empty());
         assert!(problems(json!({"discord": "${env:X}"})).is_empty());
+        assert!(problems(json!({"heartbeat": {"url": "${env:X}", "service": "sentry"}})).is_empty());
         assert!(problems(json!({"pagerduty": {"routing_key": "${env:X}"}})).is_empty());
         assert!(problems(json!({"resend": {"key": "${env:X}", "from": "a@b.test", "to": ["c@d.test"]}})).is_empty());
         assert!(problems(mail(json!({}))).is_empty());

@@ -4,6 +4,7 @@
 mod call;
 mod config;
 mod discord;
+mod heartbeat;
 mod mail;
 pub(crate) mod message;
 mod pagerduty;
@@ -21,8 +22,10 @@ use secrets::{Resolver, SecretText};
 
 use crate::handler::Failure;
 
+pub(crate) use call::beginning_of;
 pub use config::{
-    ChannelConfig, MailAddress, MailConfig, MailLogin, MailTls, OnUnknown, PagerdutyConfig, ResendConfig, WebhookConfig,
+    ChannelConfig, MailAddress, MailConfig, MailLogin, MailTls, OnUnknown, PagerdutyConfig, ResendConfig, SwitchConfig,
+    WebhookConfig,
 };
 pub use message::{Action, Alarm, Message, Severity};
 pub use route::Route;
@@ -96,6 +99,10 @@ pub async fn open(
         Target::Resend(resend) => {
             let key = resolve(name, &resend.key, secrets).await?;
             Ok(Box::new(resend::Resend::new(name, resend, &key, http.clone())?))
+        }
+        Target::Heartbeat(switch) => {
+            let url = resolve(name, &switch.url, secrets).await?;
+            Ok(Box::new(heartbeat::Heartbeat::new(name, &url, switch.service, http.clone())?))
         }
         Target::Route => {
             let advice = "the message goes to the channels that it names";

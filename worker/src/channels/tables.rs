@@ -141,6 +141,26 @@ const RESEND_LINES: &[Line] = &[
     line((0, 999), None, Discard(NotDelivered), "Resend refuses the message; check the channel"),
 ];
 
+/// Dead-man's switches: healthchecks.io (<https://healthchecks.io/docs/http_api/>), which answers in words for a check that it
+/// does not know too, and Sentry's check-ins. To hear the same again changes nothing.
+pub const HEARTBEAT: Table = table(HEARTBEAT_LINES, plain);
+
+const HEARTBEAT_LINES: &[Line] = &[
+    line(
+        (200, 200),
+        Some("OK (not found)"),
+        Discard(NotDelivered),
+        "the service does not know the check; correct the URL",
+    ),
+    line((200, 200), Some("OK (rate limited)"), Retry(NotDelivered), "the service hears from the check too often"),
+    line((200, 299), None, Delivered, ""),
+    line((300, 399), None, Discard(NotDelivered), "it redirects, which such a service does not; check the URL"),
+    line((404, 410), None, Discard(NotDelivered), "the service does not know the check; correct the URL"),
+    line((429, 429), None, Retry(NotDelivered), "the service hears from the check too often"),
+    line((500, 599), None, Retry(Unknown), "the service has trouble"),
+    line((0, 999), None, Discard(NotDelivered), "the service refuses it; check the URL"),
+];
+
 /// Mail servers (RFC 5321, 4.2). The word is where in the dialogue the answer came: `login`, `recipient`, `message`.
 /// Until the message itself is sent, nothing has been delivered.
 pub const MAIL: &[Line] = &[

@@ -55,6 +55,16 @@ struct Begun {
     at: Timestamp,
 }
 
+/// What a consumer said to a value.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Told {
+    /// It has it, or what it has of it is not known: the receipt.
+    Taken(Value),
+    /// It has nothing of it.
+    Refused(String),
+}
+
 /// One rotation in one attempt.
 struct Work<'a> {
     cx: &'a Context,
@@ -243,8 +253,15 @@ impl Work<'_> {
         let mut receipts: Vec<Value> = Vec::with_capacity(consumers.len());
         for consumer in consumers {
             let name = format!("{publish} {}", consumer.name());
-            let told = self.once(&name, async |_| consumer.publish(world, publication).await).await;
-            receipts.push(told.map_err(|failure| failure.context(name))?);
+            let told = self.once(&name, async |_| match consumer.publish(world, publication).await {
+                Ok(receipt) => Ok(Told::Taken(receipt)),
+                Err(Failure::Cancelled(reason)) => Ok(Told::Refused(reason)),
+                Err(failure) => Err(failure),
+            });
+            match told.await.map_err(|failure| failure.context(name.clone()))? {
+                Told::Taken(receipt) => receipts.push(receipt),
+                Told::Refused(reason) => return Err(Failure::Discard(anyhow::anyhow!("{name}: {reason}"))),
+            }
         }
         for (consumer, receipt) in consumers.iter().zip(&receipts) {
             let name = format!("{prove} {}", consumer.name());

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use schemas::{Names, Problem};
-use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer};
 
 use crate::handler::Failure;
 pub use consumers::{Consumer, ConsumerConfig, Publication};
@@ -40,7 +41,7 @@ pub struct RotationConfig {
     #[serde(default)]
     pub consumers: BTreeMap<String, ConsumerConfig>,
     /// How long the old value stays valid beside the new one, after that is current.
-    #[serde(default = "overlap", with = "schemas::period")]
+    #[serde(default = "overlap", deserialize_with = "time_or_none")]
     pub overlap: Duration,
     /// If the new value is not proven by then, all is taken back.
     #[serde(default = "within", with = "schemas::period")]
@@ -53,6 +54,15 @@ fn overlap() -> Duration {
 
 fn within() -> Duration {
     Duration::from_hours(2)
+}
+
+/// A length of time, of which `0s` is one too.
+fn time_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "0s" {
+        return Ok(Duration::ZERO);
+    }
+    schemas::period::deserialize(text.into_deserializer())
 }
 
 impl RotationConfig {
@@ -121,6 +131,7 @@ mod tests {
     #[test]
     fn a_rotation_has_one_kind_of_secret_and_an_end() {
         assert!(said(&rotation(r#"{"secret": "app/key", "random_key": {}}"#)).is_empty());
+        assert_eq!(rotation(r#"{"secret": "app/key", "random_key": {}, "overlap": "0s"}"#).overlap, Duration::ZERO);
         assert!(said(&rotation(r#"{"secret": "app/key"}"#))[0].contains("what kind of secret"));
         let both = r#"{"secret": "a", "random_key": {}, "postgres": {"database": "main", "roles": ["a", "b"]}}"#;
         assert!(said(&rotation(both))[0].contains("one kind of secret"));

@@ -8,10 +8,10 @@ use queue::ledger::{self, Look};
 use queue::{OpenError, broker};
 use schemas::Timestamp;
 use secrets::vaults::VaultError;
-use secrets::{ExposeSecret, Resolver, SecretString};
+use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
 use uuid::Uuid;
 use worker::examination::Remark;
-use worker::{Failure as Unwell, World, ledger_copies};
+use worker::{Failure as Unwell, World, WorldConfig, ledger_copies};
 
 use super::Line;
 use crate::config::{Checked, Config, Finding};
@@ -145,13 +145,36 @@ impl Round {
     async fn look_at_secrets(&mut self, config: &Config, resolver: &Resolver) {
         for source in config.sources.iter() {
             let subject = format!("source {}", source.name());
-            for secret in source.secrets() {
-                let remark = match resolver.resolve(secret).await {
-                    Ok(_) => Remark::well("its secret has a value"),
-                    Err(error) => Remark::ill(format!("its deliveries cannot be verified: {}", with_causes(&error))),
-                };
-                self.add(&subject, [remark]);
-            }
+            self.resolve(&subject, source.secrets(), "its deliveries cannot be verified", resolver).await;
+        }
+        let WorldConfig { credentials, programs, connections, .. } = &config.world;
+        for (name, credentials) in credentials {
+            let subject = format!("credentials {name}");
+            self.resolve(&subject, credentials.headers.values(), "nothing can be called with them", resolver).await;
+        }
+        for (name, program) in programs {
+            self.resolve(&format!("program {name}"), program.env.values(), "it cannot be started", resolver).await;
+        }
+        let github = connections.github.as_ref().map(|github| &github.token);
+        self.resolve("connection github", github, "GitHub cannot be asked", resolver).await;
+        let heartbeat = config.heartbeat.as_ref().map(|heartbeat| &heartbeat.url);
+        self.resolve("heartbeat", heartbeat, "no dead-man's switch will hear of this process", resolver).await;
+    }
+
+    /// Whether secrets have values; `without`: what follows if one has none.
+    async fn resolve<'s>(
+        &mut self,
+        subject: &str,
+        secrets: impl IntoIterator<Item = &'s SecretText>,
+        without: &str,
+        resolver: &Resolver,
+    ) {
+        for secret in secrets {
+            let remark = match resolver.resolve(secret).await {
+                Ok(_) => Remark::well("its secret has a value"),
+                Err(error) => Remark::ill(format!("{without}: {}", with_causes(&error))),
+            };
+            self.add(subject, [remark]);
         }
     }
 

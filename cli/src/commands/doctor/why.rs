@@ -143,3 +143,149 @@ fn paused(around: &Around, what: &str, name: &str) -> Option<String> {
     let PauseView { actor, reason, at, .. } = pause;
     Some(format!("the {what} `{name}` is paused by {actor} since {} ({reason})", moment(*at)))
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::JobId;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: &str = "2026-11-20T12:00:00Z";
+
+    fn id(number: u128) -> JobId {
+        JobId(uuid::Uuid::from_u128(number))
+    }
+
+    /// A job of kind `backup` in the queue `databases`, in this state, with more said of it.
+    fn job(state: JobState, more: Value) -> JobView {
+        let mut view = json!({
+            "id": id(1), "kind": "backup", "queue": "databases", "priority": "normal", "state": state, "args": {},
+            "created_at": NOW, "failures": 0, "crashes": 0, "attempts": [], "steps": [],
+        });
+        view.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(view).unwrap()
+    }
+
+    fn around() -> Around {
+        Around { run: None, pauses: Vec::new(), queues: Vec::new(), now: NOW.parse().unwrap() }
+    }
+
+    fn paused(what: &str, name: &str) -> Around {
+        let pause = json!({"what": what, "name": name, "at": NOW, "actor": "ada", "reason": "a move"});
+        Around { pauses: vec![serde_json::from_value(pause).unwrap()], ..around() }
+    }
+
+    fn busy(jobs: Value) -> Around {
+        let queue = json!({"queue": "databases", "jobs": jobs, "oldest_available": null});
+        Around { queues: vec![serde_json::from_value(queue).unwrap()], ..around() }
+    }
+
+    fn only(job: &JobView, around: &Around) -> String {
+        let mut reasons = reasons(job, around);
+        assert_eq!(reasons.len(), 1, "{reasons:?}");
+        reasons.remove(0)
+    }
+
+    #[test]
+    fn what_is_pending_waits_first_for_its_needs_then_for_consent_and_only_then_for_room() {
+        let other = |number, name: &str, state: JobState, needs: &[&str]| json!({"name": name, "job": id(number), "kind": "noop", "state": state, "needs": needs});
+        let run = json!({
+            "id": schemas::RunId(uuid::Uuid::nil()), "runbook": "deploy", "state": "running", "inputs": {}, "created_at": NOW,
+            "jobs": [
+                other(2, "plan", JobState::Running, &[]), other(3, "look", JobState::Completed, &[]),
+                other(4, "other", JobState::Available, &[]), other(1, "backup", JobState::Pending, &["plan", "look"]),
+            ],
+        });
+        let approval = |granted: Value| {
+            json!({
+                "job": id(1), "kind": "backup", "args": {}, "needed": 2, "role": "admin", "own": false,
+                "expires_at": "2026-11-20T13:00:00Z", "granted_at": granted,
+                "consents": [{"actor": "ada", "at": NOW, "reason": "yes", "own": false}],
+            })
+        };
+        let limits = json!([
+            {"key": "database:main", "at_once": 1, "inside": false}, {"key": "kind:backup", "at_once": 4, "inside": true},
+            {"key": "channel:team", "inside": false},
+        ]);
+        let pending = |approval: Value| job(JobState::Pending, json!({"approval": approval, "limits": limits}));
+        let in_run = Around { run: Some(serde_json::from_value(run).unwrap()), ..around() };
+        let said = only(&pending(approval(Value::Null)), &in_run);
+        assert_eq!(said, format!("it needs `plan`, which is running: nightporter doctor {}", id(2)));
+        let said = only(&pending(approval(Value::Null)), &around());
+        assert!(
+            said.starts_with("it waits for 1 more to approve it (admin or above, until 2026-11-20 13:00:00Z)"),
+            "{said}"
+        );
+        let said = only(&pending(approval(json!(NOW))), &around());
+        assert!(said.starts_with("it waits for room at `database:main`, which takes 1 at once"), "{said}");
+    }
+
+    #[test]
+    fn what_is_pending_is_held_back_by_pauses_of_its_kind_and_keys_or_by_what_the_ledger_says() {
+        let pending = job(JobState::Pending, json!({"limits": [{"key": "database:main", "inside": true}]}));
+        let said = "is paused by ada since 2026-11-20 12:00:00Z (a move)";
+        assert_eq!(only(&pending, &paused("kind", "backup")), format!("the kind `backup` {said}"));
+        assert_eq!(only(&pending, &paused("key", "database:main")), format!("the key `database:main` {said}"));
+        for other in [paused("kind", "restore"), paused("queue", "backup"), around()] {
+            assert!(only(&pending, &other).starts_with("nothing holds it back that is known here"));
+        }
+        let waits = job(JobState::Pending, json!({"reason": "waits for the moon"}));
+        assert_eq!(only(&waits, &around()), "waits for the moon");
+    }
+
+    #[test]
+    fn what_was_put_off_says_until_when_and_what_is_overdue_asks_who_looks_after_it() {
+        let at = |state, run_at: &str| job(state, json!({"run_at": run_at, "failures": 3, "reason": "no route"}));
+        assert_eq!(
+            only(&at(JobState::Scheduled, "2026-11-20T12:05:00Z"), &around()),
+            "it runs at 2026-11-20 12:05:00Z; no route"
+        );
+        assert_eq!(
+            only(&at(JobState::Retryable, "2026-11-20T11:59:31Z"), &around()),
+            "it has failed 3 times and is tried again at 2026-11-20 11:59:31Z; no route"
+        );
+        let overdue = only(&at(JobState::Retryable, "2026-11-20T11:59:30Z"), &around());
+        assert!(
+            overdue.starts_with("it was due at 2026-11-20 11:59:30Z, and no process has made it available"),
+            "{overdue}"
+        );
+        assert_eq!(only(&job(JobState::Scheduled, json!({})), &around()), "it runs later");
+    }
+
+    #[test]
+    fn what_is_available_waits_for_its_queue_for_a_place_or_for_a_worker_that_knows_it() {
+        let available = job(JobState::Available, json!({}));
+        assert!(only(&available, &paused("queue", "databases")).starts_with("the queue `databases` is paused by ada"));
+        let nobody = "it may run, and nothing of the queue `databases` does: does a `work` or `up` run whose version knows the \
+                      kind `backup`?";
+        for none in [around(), busy(json!({"available": 4})), paused("queue", "default")] {
+            assert_eq!(only(&available, &none), nobody);
+        }
+        let said = only(&available, &busy(json!({"available": 4, "running": 2})));
+        assert!(
+            said.starts_with("it may run; 2 jobs of the queue `databases` do, and 3 others wait for a place"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_runs_says_in_which_step_and_what_has_ended_how_it_is_brought_back() {
+        let attempts = json!([{"number": 2, "started_at": NOW}]);
+        let steps = json!([
+            {"name": "upload", "attempt": 1, "started_at": NOW, "finished_at": NOW},
+            {"name": "manifest", "attempt": 2, "started_at": "2026-11-20T12:01:00Z", "finished_at": null},
+        ]);
+        let running = job(JobState::Running, json!({"attempt": 2, "attempts": attempts, "steps": steps}));
+        assert_eq!(
+            only(&running, &around()),
+            "it runs: attempt 2 since 2026-11-20 12:00:00Z, in the step `manifest` since 2026-11-20 12:01:00Z"
+        );
+        let bring_back = format!("\nmend the cause, then: nightporter jobs retry {} --reason ...", id(1));
+        for state in [JobState::Discarded, JobState::Cancelled] {
+            let said = only(&job(state, json!({"reason": "no room"})), &around());
+            assert_eq!(said, format!("it has ended, {}: no room{bring_back}", state.as_str()));
+        }
+        assert_eq!(only(&job(JobState::Completed, json!({})), &around()), "it has ended, completed");
+    }
+}

@@ -1,121 +1,78 @@
-//! Ending jobs before their time, for operators and for schedules that want to.
+//! Ending jobs before their time: the statements.
 
-use schemas::{JobId, JobState, RunId, Timestamp, WorkId};
+use async_trait::async_trait;
+use schemas::{JobId, JobState, RunId, Timestamp};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::super::LedgerError;
+use super::super::cancel::Cancels;
 use super::super::door::Aftermath;
-use super::super::rows::{state, storable};
-use super::super::{LedgerError, Operator};
-use super::desk::{lock_run_of, write_audit};
+use super::super::rows::storable;
+use super::desk::lock_run_of;
 use super::runs::{Ending, end_jobs, lock_runs};
 use super::unavailable;
 
-/// Ends a job or a run, with its audit row.
-pub(super) async fn cancel(
-    tx: &mut PgConnection,
-    work: WorkId,
-    by: &Operator,
-    after: &mut Aftermath,
-    now: Timestamp,
-) -> Result<(), LedgerError> {
-    match work {
-        WorkId::Job(job) => cancel_job(tx, job, by, after, now).await.map(drop),
-        WorkId::Run(run) => cancel_run(tx, run, by, after, now).await,
+#[async_trait]
+impl Cancels for PgConnection {
+    async fn lock_run_of(&mut self, job: JobId) -> Result<Option<Uuid>, LedgerError> {
+        lock_run_of(&mut *self, job).await
     }
-}
 
-/// Ends a job: at once where it waits, through its next heartbeat where it runs. The state it is in now.
-pub(super) async fn cancel_job(
-    tx: &mut PgConnection,
-    job: JobId,
-    by: &Operator,
-    after: &mut Aftermath,
-    now: Timestamp,
-) -> Result<JobState, LedgerError> {
-    let run = lock_run_of(tx, job).await?;
-    let found: Option<i16> = sqlx::query_scalar("select state from job where id = $1 for update")
-        .bind(job.0)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(unavailable)?;
-    let Some(code) = found else { return Err(not_waiting(tx, job).await?) };
-    let now_in = end_or_ask(tx, &[(job.0, code)], by, after, now).await?;
-    if now_in == JobState::Cancelled {
-        after.runs.extend(run);
+    async fn lock_run(&mut self, run: RunId) -> Result<Option<i16>, LedgerError> {
+        lock_runs(&mut *self, &[run.0]).await?;
+        sqlx::query_scalar("select state from run where id = $1")
+            .bind(run.0)
+            .fetch_optional(&mut *self)
+            .await
+            .map_err(unavailable)
     }
-    write_audit(tx, by, "cancel", &job, now).await?;
-    Ok(now_in)
-}
 
-/// Ends all jobs of a run that have not ended.
-pub(super) async fn cancel_run(
-    tx: &mut PgConnection,
-    run: RunId,
-    by: &Operator,
-    after: &mut Aftermath,
-    now: Timestamp,
-) -> Result<(), LedgerError> {
-    lock_runs(tx, &[run.0]).await?;
-    let found: Option<i16> = sqlx::query_scalar("select state from run where id = $1")
+    async fn lock_job(&mut self, job: JobId) -> Result<Option<i16>, LedgerError> {
+        sqlx::query_scalar("select state from job where id = $1 for update")
+            .bind(job.0)
+            .fetch_optional(&mut *self)
+            .await
+            .map_err(unavailable)
+    }
+
+    async fn lock_jobs_of(&mut self, run: RunId) -> Result<Vec<(Uuid, i16)>, LedgerError> {
+        sqlx::query_as(
+            "select id, state from job where id = any(array(select job_id from run_job where run_id = $1))
+             order by id for update",
+        )
         .bind(run.0)
-        .fetch_optional(&mut *tx)
+        .fetch_all(&mut *self)
         .await
-        .map_err(unavailable)?;
-    let state = found.ok_or(LedgerError::NotFound("run"))?;
-    let jobs: Vec<(Uuid, i16)> = sqlx::query_as(
-        "select id, state from job where id = any(array(select job_id from run_job where run_id = $1))
-         order by id for update",
-    )
-    .bind(run.0)
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(unavailable)?;
-    if jobs.is_empty() {
-        return Err(super::super::firing::has_ended(state));
+        .map_err(unavailable)
     }
-    end_or_ask(tx, &jobs, by, after, now).await?;
-    after.runs.insert(run.0);
-    write_audit(tx, by, "cancel", &run, now).await
-}
 
-/// Ends jobs that are locked: those that run are asked to. The state that the last of them is in.
-async fn end_or_ask(
-    tx: &mut PgConnection,
-    jobs: &[(Uuid, i16)],
-    by: &Operator,
-    after: &mut Aftermath,
-    now: Timestamp,
-) -> Result<JobState, LedgerError> {
-    let reason = format!("cancelled by {}: {}", by.actor, by.reason);
-    let mut now_in = JobState::Cancelled;
-    let mut endings = Vec::with_capacity(jobs.len());
-    for (job, code) in jobs {
-        if state(*code)? == JobState::Running {
-            now_in = JobState::Running;
-            sqlx::query("update job set cancel = $2 where id = $1")
-                .bind(job)
-                .bind(storable(&reason))
-                .execute(&mut *tx)
-                .await
-                .map_err(unavailable)?;
-        } else {
-            endings.push(Ending::new(JobId(*job), JobState::Cancelled, Some(reason.clone())));
-        }
+    async fn ended_in(&mut self, job: JobId) -> Result<Option<i16>, LedgerError> {
+        sqlx::query_scalar("select state from history where id = $1")
+            .bind(job.0)
+            .fetch_optional(&mut *self)
+            .await
+            .map_err(unavailable)
     }
-    end_jobs(tx, &endings, after, now).await?;
-    Ok(now_in)
-}
 
-/// Why a job that is not in the hot table cannot be cancelled.
-async fn not_waiting(tx: &mut PgConnection, job: JobId) -> Result<LedgerError, LedgerError> {
-    let ended: Option<i16> = sqlx::query_scalar("select state from history where id = $1")
-        .bind(job.0)
-        .fetch_optional(tx)
-        .await
-        .map_err(unavailable)?;
-    Ok(match ended {
-        None => LedgerError::NotFound("job"),
-        Some(code) => LedgerError::Conflict(format!("this job has ended: it is {}", state(code)?.as_str())),
-    })
+    async fn ask_to_stop(&mut self, job: Uuid, reason: &str) -> Result<(), LedgerError> {
+        sqlx::query("update job set cancel = $2 where id = $1")
+            .bind(job)
+            .bind(storable(reason))
+            .execute(&mut *self)
+            .await
+            .map_err(unavailable)?;
+        Ok(())
+    }
+
+    async fn end_as_cancelled(
+        &mut self,
+        jobs: &[Uuid],
+        reason: &str,
+        after: &mut Aftermath,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        let ending = |job: &Uuid| Ending::new(JobId(*job), JobState::Cancelled, Some(reason.to_owned()));
+        end_jobs(&mut *self, &jobs.iter().map(ending).collect::<Vec<_>>(), after, now).await
+    }
 }

@@ -18,9 +18,12 @@ mod forget;
 mod intake;
 mod kept;
 mod pooler;
+mod replay;
 mod retry;
 mod runs;
+mod silence;
 mod storing;
+mod tokens;
 mod upkeep;
 mod work;
 

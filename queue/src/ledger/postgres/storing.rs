@@ -1,7 +1,9 @@
 //! Storing jobs and runs, with the keys that they hold.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
+use async_trait::async_trait;
 use schemas::{JobId, JobState, Key, NewJob, NewRun, RunId, RunState, Timestamp};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -9,7 +11,8 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, FOR_ROOM, first_state};
 use super::super::rows::{micros, storable};
-use super::super::{Enqueued, LedgerError};
+use super::super::storing::Stores;
+use super::super::{Enqueued, LedgerError, Operator};
 use super::door::insert_gates;
 use super::unavailable;
 use crate::bell::Bells;
@@ -288,5 +291,47 @@ pub(super) async fn take_key(
             .fetch_one(tx)
             .await
             .map_err(unavailable),
+    }
+}
+
+#[async_trait]
+impl Stores for PgConnection {
+    async fn store_jobs(
+        &mut self,
+        jobs: &[NewJob],
+        by: Option<&str>,
+        after: &mut Aftermath,
+        now: Timestamp,
+    ) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+        insert_jobs(&mut *self, jobs, by, after, now).await
+    }
+
+    async fn store_run(
+        &mut self,
+        run: &NewRun,
+        after: &mut Aftermath,
+        now: Timestamp,
+    ) -> Result<Enqueued<RunId>, LedgerError> {
+        insert_run(&mut *self, run, after, now).await
+    }
+
+    async fn write_audit(
+        &mut self,
+        by: &Operator,
+        verb: &str,
+        subject: &(dyn fmt::Display + Sync),
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        sqlx::query("insert into audit (id, at, actor, verb, subject, reason) values ($1, $2, $3, $4, $5, $6)")
+            .bind(JobId::at(now).0)
+            .bind(micros(now))
+            .bind(storable(&by.actor))
+            .bind(verb)
+            .bind(subject.to_string())
+            .bind(storable(&by.reason))
+            .execute(&mut *self)
+            .await
+            .map_err(unavailable)?;
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@ use super::runs::{Ending, end_jobs, lock_runs, tell};
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
 use crate::clock::earlier;
+use crate::forgetting::Waiting;
 
 #[async_trait]
 impl Upkeep for Postgres {
@@ -167,6 +168,15 @@ impl Upkeep for Postgres {
 
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         self.forget_older(older_than, limit).await
+    }
+
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError> {
+        self.waiting(since, before, named).await
     }
 }
 

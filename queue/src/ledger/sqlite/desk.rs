@@ -1,21 +1,21 @@
 //! What operators do: each verb with its audit row, in one transaction.
 
-use std::fmt;
-
 use async_trait::async_trait;
-use schemas::{EventId, JobId, JobState, NewJob, NewRun, Role, RunId, RunState, Standing, Timestamp};
+use schemas::{EventId, JobId, JobState, NewJob, NewRun, Role, RunId, Standing, Timestamp};
 use sqlx::{SqliteConnection, SqliteTransaction};
 use uuid::Uuid;
 
-use super::super::door::{Aftermath, Asked, FOR_NEEDS, FOR_ROOM, moved_on, name_taken, not_ended, subject};
+use super::super::cancel::{cancel_job, cancel_run};
+use super::super::door::{Aftermath, Asked, FOR_NEEDS, FOR_ROOM, subject};
+use super::super::replay::replay_one;
 use super::super::rows::{NodeRow, micros, state};
+use super::super::storing::Stores;
 use super::super::{Desk, Enqueued, LedgerError, NewToken, Operator, Pausable, Replay};
-use super::cancel::{cancel_job, cancel_run};
 use super::door::settle;
 use super::retry::{bring_back, must_have_failed, record_last_attempt, take_key_again, take_key_of_run_again};
 use super::runs::{Ending, end_jobs, node_rows};
 use super::storing::{ids, insert_jobs, insert_run};
-use super::{Sqlite, commit, in_time, unavailable};
+use super::{Sqlite, commit, in_time, tokens, unavailable};
 use crate::advance::skipped_because_of;
 use crate::bell::Bells;
 
@@ -33,7 +33,7 @@ impl Desk for Sqlite {
             let mut after = Aftermath::default();
             let enqueued = insert_jobs(&mut tx, std::slice::from_ref(job), Some(&by.actor), &mut after, now).await?[0];
             if let Enqueued::New(job) = enqueued {
-                write_audit(&mut tx, by, "start", &job, now).await?;
+                tx.write_audit(by, "start", &job, now).await?;
             }
             Ok((enqueued, self.settled(tx, after, now).await?))
         })
@@ -52,7 +52,7 @@ impl Desk for Sqlite {
             let mut after = Aftermath::default();
             let started = insert_run(&mut tx, run, &mut after, now).await?;
             if let Enqueued::New(run) = started {
-                write_audit(&mut tx, by, "start", &run, now).await?;
+                tx.write_audit(by, "start", &run, now).await?;
             }
             Ok((started, self.settled(tx, after, now).await?))
         })
@@ -64,7 +64,7 @@ impl Desk for Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let mut after = Aftermath::default();
-            let state = cancel_job(&mut tx, job, by, &mut after, now).await?;
+            let state = cancel_job(&mut *tx, job, by, &mut after, now).await?;
             Ok((state, self.settled(tx, after, now).await?))
         })
         .await
@@ -75,7 +75,7 @@ impl Desk for Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let mut after = Aftermath::default();
-            cancel_run(&mut tx, run, by, &mut after, now).await?;
+            cancel_run(&mut *tx, run, by, &mut after, now).await?;
             self.settled(tx, after, now).await
         })
         .await
@@ -104,7 +104,7 @@ impl Desk for Sqlite {
                     .await
                     .map_err(unavailable)?;
             }
-            write_audit(&mut tx, by, "retry", &job, now).await?;
+            tx.write_audit(by, "retry", &job, now).await?;
             self.settled(tx, after, now).await
         })
         .await
@@ -136,7 +136,7 @@ impl Desk for Sqlite {
             for run in runs {
                 insert_run(&mut tx, run, &mut after, now).await?;
             }
-            write_audit(&mut tx, by, "release", &event, now).await?;
+            tx.write_audit(by, "release", &event, now).await?;
             self.settled(tx, after, now).await
         })
         .await
@@ -148,7 +148,7 @@ impl Desk for Sqlite {
             let mut tx = turn.begin().await?;
             let mut after = Aftermath::default();
             for replay in again {
-                replay_one(&mut tx, replay, by, &mut after, now).await?;
+                replay_one(&mut *tx, replay, by, &mut after, now).await?;
             }
             self.settled(tx, after, now).await
         })
@@ -191,7 +191,7 @@ impl Desk for Sqlite {
             if granted.rows_affected() > 0 {
                 after.arrived.insert(job.0);
             }
-            write_audit(&mut tx, by, if own { "approve own" } else { "approve" }, &job, now).await?;
+            tx.write_audit(by, if own { "approve own" } else { "approve" }, &job, now).await?;
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             let code: i16 = sqlx::query_scalar("select state from every_job where id = ?1")
                 .bind(job.0)
@@ -214,7 +214,7 @@ impl Desk for Sqlite {
             let reason = format!("refused by {}: {}", by.actor, by.reason);
             end_jobs(&mut tx, &[Ending::new(job, JobState::Cancelled, Some(reason))], &mut after, now).await?;
             after.runs.extend(run);
-            write_audit(&mut tx, by, "refuse", &job, now).await?;
+            tx.write_audit(by, "refuse", &job, now).await?;
             self.settled(tx, after, now).await
         })
         .await
@@ -239,7 +239,7 @@ impl Desk for Sqlite {
                 return Err(LedgerError::Conflict(format!("the {} `{}` is paused already", what.what(), what.name())));
             }
             park(&mut tx, what).await?;
-            write_audit(&mut tx, by, "pause", &subject(what), now).await?;
+            tx.write_audit(by, "pause", &subject(what), now).await?;
             commit(tx).await
         })
         .await
@@ -258,7 +258,7 @@ impl Desk for Sqlite {
             if resumed.rows_affected() == 0 {
                 return Err(LedgerError::Conflict(format!("the {} `{}` is not paused", what.what(), what.name())));
             }
-            write_audit(&mut tx, by, "resume", &subject(what), now).await?;
+            tx.write_audit(by, "resume", &subject(what), now).await?;
             let mut bells = Bells::default();
             match what {
                 Pausable::Queue(queue) => bells.add_many(queue, available_in(&mut tx, queue).await?),
@@ -275,24 +275,8 @@ impl Desk for Sqlite {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let kept = sqlx::query(
-                "insert into token (id, name, hash, role, created_at, created_by, expires_at)
-                 values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do nothing",
-            )
-            .bind(JobId::at(now).0)
-            .bind(&token.name)
-            .bind(&token.hash[..])
-            .bind(token.role.code())
-            .bind(micros(now))
-            .bind(&by.actor)
-            .bind(token.expires_at.map(micros))
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable)?;
-            if kept.rows_affected() == 0 {
-                return Err(name_taken(&token.name));
-            }
-            write_audit(&mut tx, by, "make token", &token.name, now).await?;
+            tokens::keep(&mut tx, token, by, now).await?;
+            tx.write_audit(by, "make token", &token.name, now).await?;
             commit(tx).await
         })
         .await
@@ -302,16 +286,8 @@ impl Desk for Sqlite {
         in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
-            let revoked = sqlx::query("update token set revoked_at = ?2 where name = ?1 and revoked_at is null")
-                .bind(name)
-                .bind(micros(now))
-                .execute(&mut *tx)
-                .await
-                .map_err(unavailable)?;
-            if revoked.rows_affected() == 0 {
-                return Err(LedgerError::NotFound("living token of that name"));
-            }
-            write_audit(&mut tx, by, "revoke token", &name, now).await?;
+            tokens::revoke(&mut tx, name, now).await?;
+            tx.write_audit(by, "revoke token", &name, now).await?;
             commit(tx).await
         })
         .await
@@ -329,56 +305,6 @@ impl Sqlite {
         settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
         commit(tx).await?;
         Ok(after.bells)
-    }
-}
-
-/// Does one job, run or event again, if it stands as it was looked at.
-async fn replay_one(
-    tx: &mut SqliteConnection,
-    replay: &Replay,
-    by: &Operator,
-    after: &mut Aftermath,
-    now: Timestamp,
-) -> Result<(), LedgerError> {
-    match replay {
-        Replay::Job { of, state, attempt, again } => {
-            let found: Option<(i16, i32)> = sqlx::query_as("select state, attempt from every_job where id = ?1")
-                .bind(of.0)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(unavailable)?;
-            let found = found.ok_or(LedgerError::NotFound("job"))?;
-            if found != (state.code(), *attempt) {
-                return Err(moved_on("job", of.0));
-            }
-            if !state.is_finished() {
-                return Err(not_ended("job", of.0));
-            }
-            insert_jobs(tx, std::slice::from_ref(&**again), Some(&by.actor), after, now).await?;
-            write_audit(tx, by, "replay", of, now).await
-        }
-        Replay::Run { of, state, again } => {
-            let found: Option<i16> = sqlx::query_scalar("select state from run where id = ?1")
-                .bind(of.0)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(unavailable)?;
-            if found.ok_or(LedgerError::NotFound("run"))? != state.code() {
-                return Err(moved_on("run", of.0));
-            }
-            if *state == RunState::Running {
-                return Err(not_ended("run", of.0));
-            }
-            insert_run(tx, again, after, now).await?;
-            write_audit(tx, by, "replay", of, now).await
-        }
-        Replay::Event { of, jobs, runs } => {
-            insert_jobs(tx, jobs, Some(&by.actor), after, now).await?;
-            for run in runs {
-                insert_run(tx, run, after, now).await?;
-            }
-            write_audit(tx, by, "replay", of, now).await
-        }
     }
 }
 
@@ -451,24 +377,4 @@ pub(super) async fn run_of(tx: &mut SqliteConnection, job: JobId) -> Result<Opti
     .fetch_one(tx)
     .await
     .map_err(unavailable)
-}
-
-pub(super) async fn write_audit(
-    tx: &mut SqliteConnection,
-    by: &Operator,
-    verb: &str,
-    subject: &(dyn fmt::Display + Sync),
-    now: Timestamp,
-) -> Result<(), LedgerError> {
-    sqlx::query("insert into audit (id, at, actor, verb, subject, reason) values (?1, ?2, ?3, ?4, ?5, ?6)")
-        .bind(JobId::at(now).0)
-        .bind(micros(now))
-        .bind(&by.actor)
-        .bind(verb)
-        .bind(subject.to_string())
-        .bind(&by.reason)
-        .execute(tx)
-        .await
-        .map_err(unavailable)?;
-    Ok(())
 }

@@ -6,11 +6,12 @@ use schemas::ids::least_id_of;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use super::super::rows::micros;
+use super::super::rows::{micros, waiting};
 use super::super::{Horizons, LedgerError};
 use super::announcing::forget_unannounced;
 use super::storing::ids;
 use super::{Sqlite, commit, in_time, unavailable};
+use crate::forgetting::Waiting;
 
 /// What belongs to a job beside its history.
 const OF_JOBS: [&str; 6] = [
@@ -30,11 +31,12 @@ impl Sqlite {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let mut most = 0;
+            let waiting = older_than.waiting.map_or(Uuid::max(), least_id_of);
             if let Some(before) = older_than.bodies {
-                most = forget_bodies(&mut tx, before, limit).await?.max(most);
+                most = forget_bodies(&mut tx, before, waiting, limit).await?.max(most);
             }
             if let Some(before) = older_than.events {
-                most = forget_events(&mut tx, before, limit).await?.max(most);
+                most = forget_events(&mut tx, before, waiting, limit).await?.max(most);
             }
             if let Some(before) = older_than.jobs {
                 most = forget_jobs(&mut tx, before, limit).await?.max(most);
@@ -48,26 +50,73 @@ impl Sqlite {
         })
         .await
     }
+
+    pub(super) async fn waiting(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError> {
+        in_time(async {
+            let (since, before) = (since.map_or(Uuid::nil(), least_id_of), least_id_of(before));
+            let (held, quarantined): (i64, i64) = sqlx::query_as(
+                "select count(*) filter (where standing = 1), count(*) filter (where standing = 2)
+                 from event where id >= ? and id < ? and standing <> 0",
+            )
+            .bind(since)
+            .bind(before)
+            .fetch_one(&self.readers)
+            .await
+            .map_err(unavailable)?;
+            let oldest: Vec<Uuid> = sqlx::query_scalar(
+                "select id from event where id >= ? and id < ? and standing <> 0 order by id limit ?",
+            )
+            .bind(since)
+            .bind(before)
+            .bind(named)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+            Ok(waiting(held, quarantined, oldest))
+        })
+        .await
+    }
 }
 
-async fn forget_bodies(tx: &mut SqliteConnection, before: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+async fn forget_bodies(
+    tx: &mut SqliteConnection,
+    before: Timestamp,
+    waiting: Uuid,
+    limit: u32,
+) -> Result<u64, LedgerError> {
     let done = sqlx::query(
         "delete from delivery_body where event_id in
-           (select event_id from delivery_body where event_id < ? order by event_id limit ?)",
+           (select event_id from delivery_body b
+            where event_id < ?1
+              and (event_id < ?3 or coalesce((select standing from event where id = b.event_id), 0) = 0)
+            order by event_id limit ?2)",
     )
     .bind(least_id_of(before))
     .bind(limit)
+    .bind(waiting)
     .execute(tx)
     .await;
     Ok(done.map_err(unavailable)?.rows_affected())
 }
 
-async fn forget_events(tx: &mut SqliteConnection, before: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+async fn forget_events(
+    tx: &mut SqliteConnection,
+    before: Timestamp,
+    waiting: Uuid,
+    limit: u32,
+) -> Result<u64, LedgerError> {
     let gone: Vec<Uuid> = sqlx::query_scalar(
-        "delete from event where id in (select id from event where id < ? order by id limit ?) returning id",
+        "delete from event where id in
+           (select id from event where id < ?1 and (standing = 0 or id < ?3) order by id limit ?2) returning id",
     )
     .bind(least_id_of(before))
     .bind(limit)
+    .bind(waiting)
     .fetch_all(&mut *tx)
     .await
     .map_err(unavailable)?;

@@ -12,11 +12,12 @@ use sqlx::{ConnectOptions, Connection};
 use uuid::Uuid;
 
 use super::super::door::{Aftermath, FOR_APPROVAL};
+use super::super::firing::carry_out;
 use super::super::rows::{micros, moment, state};
+use super::super::storing::Stores;
 use super::super::{Due, Fired, Firing, LastEvent, LedgerError, OpenJob, Operator, Recovered, Recovery};
-use super::desk::write_audit;
 use super::door::settle;
-use super::firing::{carry_out, meet};
+use super::firing::meet;
 use super::runs::{Ending, end_jobs};
 use super::storing::ids;
 use super::work::record_attempt;
@@ -80,7 +81,7 @@ async fn go_on(
     let missed = miss(&mut tx, recovery, now).await?;
     let sources = last_events(&mut tx).await?;
     let by = Operator { reason: format!("{} (from {})", recovery.by.reason, recovery.from), ..recovery.by.clone() };
-    write_audit(&mut tx, &by, "recover", &"the ledger", now).await?;
+    tx.write_audit(&by, "recover", &"the ledger", now).await?;
     tx.commit().await.map_err(unavailable)?;
     Ok(Recovered { instance, at: now, interrupted, open, sources, missed })
 }
@@ -233,7 +234,7 @@ async fn miss(
             due,
         };
         // One that is paused is skipped, as it would have been.
-        if let Fired::Missed(_) = carry_out(tx, &firing, &mut after, now).await? {
+        if let Fired::Missed(_) = carry_out(&mut *tx, &firing, &mut after, now).await? {
             all.push(times);
         }
     }

@@ -1,5 +1,8 @@
 //! Storing jobs and runs, with the keys that they hold.
 
+use std::fmt;
+
+use async_trait::async_trait;
 use schemas::{JobId, JobState, Key, NewJob, NewRun, PlannedJob, RunId, Timestamp};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -7,7 +10,8 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, FOR_ROOM, first_state};
 use super::super::rows::micros;
-use super::super::{Enqueued, LedgerError};
+use super::super::storing::Stores;
+use super::super::{Enqueued, LedgerError, Operator};
 use super::door::insert_gates;
 use super::unavailable;
 use super::values::{MOST_ROWS, values};
@@ -212,4 +216,46 @@ pub(super) fn hex(id: Uuid) -> String {
 /// Ids as a JSON array for `json_each`.
 pub(super) fn ids(ids: impl IntoIterator<Item = Uuid>) -> String {
     Value::from(ids.into_iter().map(hex).collect::<Vec<_>>()).to_string()
+}
+
+#[async_trait]
+impl Stores for SqliteConnection {
+    async fn store_jobs(
+        &mut self,
+        jobs: &[NewJob],
+        by: Option<&str>,
+        after: &mut Aftermath,
+        now: Timestamp,
+    ) -> Result<Vec<Enqueued<JobId>>, LedgerError> {
+        insert_jobs(&mut *self, jobs, by, after, now).await
+    }
+
+    async fn store_run(
+        &mut self,
+        run: &NewRun,
+        after: &mut Aftermath,
+        now: Timestamp,
+    ) -> Result<Enqueued<RunId>, LedgerError> {
+        insert_run(&mut *self, run, after, now).await
+    }
+
+    async fn write_audit(
+        &mut self,
+        by: &Operator,
+        verb: &str,
+        subject: &(dyn fmt::Display + Sync),
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        sqlx::query("insert into audit (id, at, actor, verb, subject, reason) values (?1, ?2, ?3, ?4, ?5, ?6)")
+            .bind(JobId::at(now).0)
+            .bind(micros(now))
+            .bind(&by.actor)
+            .bind(verb)
+            .bind(subject.to_string())
+            .bind(&by.reason)
+            .execute(&mut *self)
+            .await
+            .map_err(unavailable)?;
+        Ok(())
+    }
 }

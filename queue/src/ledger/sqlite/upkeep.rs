@@ -16,6 +16,7 @@ use super::work::record_attempt;
 use super::{Sqlite, commit, in_time, time, unavailable};
 use crate::bell::Bells;
 use crate::clock::earlier;
+use crate::forgetting::Waiting;
 
 #[async_trait]
 impl Upkeep for Sqlite {
@@ -149,6 +150,15 @@ impl Upkeep for Sqlite {
 
     async fn forget(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         self.forget_older(older_than, limit).await
+    }
+
+    async fn waiting_events(
+        &self,
+        since: Option<Timestamp>,
+        before: Timestamp,
+        named: u32,
+    ) -> Result<Waiting, LedgerError> {
+        self.waiting(since, before, named).await
     }
 
     async fn snapshot(&self, since: Option<i64>) -> Result<Snapped, LedgerError> {

@@ -74,6 +74,9 @@ proptest! {
         for backup in all.iter().filter(|backup| backup.marks.pinned || backup.marks.disproved()) {
             prop_assert!(!deleted(backup), "pinned, or a person must look: {:?}", backup);
         }
+        for backup in all.iter().filter(|backup| backup.started_at > at(0)) {
+            prop_assert!(!deleted(backup), "dated in the future: {:?}", backup);
+        }
         let good: Vec<&Known> = all.iter().filter(|backup| !backup.marks.disproved()).collect();
         if let Some(last) = good.last() {
             prop_assert!(!deleted(last), "the last good one");

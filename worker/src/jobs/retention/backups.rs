@@ -51,22 +51,23 @@ impl OfBackups {
         let store = cx.world().store(&self.store).await?;
         let listing = backups::list(&*store, self.database.as_deref()).await?;
         let decisions = self.decisions(cx, keep, &listing).await?;
-        let deleted: Vec<&String> = decisions.values().flat_map(|decision| &decision.deleted).collect();
-        if !self.dry_run
-            && !deleted.is_empty()
-            && let Step::Fresh(step) | Step::Unknown(step) = cx.step::<Value>("delete").await?
-        {
-            for key in &deleted {
-                backups::delete(&*store, key).await?;
-            }
-            step.finish(&json!({"deleted": deleted.len()})).await?;
+        let old: Vec<&String> = decisions.values().flat_map(|decision| &decision.deleted).collect();
+        if self.dry_run {
+            return Ok(self.output(&Deleted::of(&old), &decisions, &listing));
         }
-        if !self.dry_run {
-            for database in decisions.keys() {
-                sweep(&*store, database, cx).await;
+        let deleted = match cx.step("delete").await? {
+            // What has become old since is the next run's.
+            Step::Finished(deleted) => deleted,
+            Step::Fresh(step) | Step::Unknown(step) => {
+                let deleted = Deleted::of(&delete(&*store, &old).await?);
+                step.finish(&deleted).await?;
+                deleted
             }
+        };
+        for database in decisions.keys() {
+            sweep(&*store, database, cx).await;
         }
-        Ok(self.output(&decisions, &listing))
+        Ok(self.output(&deleted, &decisions, &listing))
     }
 
     async fn decisions(
@@ -103,18 +104,43 @@ impl OfBackups {
         Ok(failed.map(|job| format!("job {} is {}", job.id, job.state.as_str())))
     }
 
-    fn output(&self, decisions: &BTreeMap<String, Decision>, listing: &Listing) -> Output {
-        let deleted: Vec<&String> = decisions.values().flat_map(|decision| &decision.deleted).collect();
+    fn output(&self, deleted: &Deleted, decisions: &BTreeMap<String, Decision>, listing: &Listing) -> Output {
         let held = decisions.iter().filter_map(|(database, decision)| Some((database, decision.held.as_ref()?)));
         json!({
             "dry_run": self.dry_run,
             "kept": decisions.values().map(|decision| decision.kept.len()).sum::<usize>(),
-            "deleted": deleted.len(),
-            "keys": deleted.iter().take(NAMED).collect::<Vec<_>>(),
+            "deleted": deleted.deleted,
+            "keys": deleted.keys,
             "held": held.collect::<BTreeMap<_, _>>(),
             "broken": listing.broken.len(),
         })
     }
+}
+
+/// What was deleted, as the step keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Deleted {
+    deleted: usize,
+    /// The first of them.
+    #[serde(default)]
+    keys: Vec<String>,
+}
+
+impl Deleted {
+    fn of(keys: &[&String]) -> Self {
+        Self { deleted: keys.len(), keys: keys.iter().take(NAMED).copied().cloned().collect() }
+    }
+}
+
+/// Deletes backups; those that were deleted, without such as were pinned meanwhile.
+async fn delete<'k>(store: &dyn Store, keys: &[&'k String]) -> Result<Vec<&'k String>, Failure> {
+    let mut deleted = Vec::with_capacity(keys.len());
+    for key in keys {
+        if backups::delete(store, key).await? {
+            deleted.push(*key);
+        }
+    }
+    Ok(deleted)
 }
 
 /// What the store keeps.

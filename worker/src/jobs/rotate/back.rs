@@ -88,11 +88,14 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Those who may hold the new value.
+    /// Those who may hold the new value: all that it was published to, but those who refused it untouched.
     async fn told(&self) -> Result<Vec<Box<dyn Consumer>>, Failure> {
         let steps = self.cx.steps().await?;
-        let told =
-            |consumer: &dyn Consumer| steps.iter().any(|step| step.name == format!("publish {}", consumer.name()));
+        let told = |consumer: &dyn Consumer| {
+            let name = format!("publish {}", consumer.name());
+            let step = steps.iter().find(|step| step.name == name);
+            step.is_some_and(|step| step.result.as_ref().is_none_or(|told| told.get("refused").is_none()))
+        };
         Ok(self.config.open_consumers()?.into_iter().filter(|consumer| told(&**consumer)).collect())
     }
 }

@@ -1,6 +1,7 @@
 //! A file on this machine, which a program reads at each start or each use: an environment file's value, a certificate's key.
 //! Written beside and renamed, so that nobody reads half of it.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -60,10 +61,11 @@ impl Consumer for FileCopy {
 
     async fn publish(&self, _: &World, publication: &Publication<'_>) -> Result<Value, Failure> {
         let (path, text) = (self.config.path.clone(), publication.text(self.config.key.as_deref())?);
-        let written = tokio::task::spawn_blocking(move || write(&path, &text)).await;
+        let written = tokio::task::spawn_blocking(move || write(&path, &text).map(|folder| folder.sync_all())).await;
         let written = written.or_retry("writing a file")?;
-        // Whoever made the folder can say where it is; waiting does not.
-        written.or_discard(&self.doing("writing"))?;
+        // What is written beside and not renamed changes nothing; and no folder comes by waiting.
+        let in_place = written.map_err(|error| Failure::Cancelled(format!("{}: {error}", self.doing("writing"))))?;
+        in_place.or_retry(&self.doing("writing"))?;
         Ok(json!({"path": self.config.path}))
     }
 
@@ -78,13 +80,15 @@ impl Consumer for FileCopy {
     }
 }
 
-fn write(path: &Path, text: &SecretString) -> std::io::Result<()> {
+/// Puts the file in its place; the folder, which holds the name and is still to be written to disk.
+fn write(path: &Path, text: &SecretString) -> std::io::Result<File> {
     let folder = path.parent().unwrap_or(Path::new("/"));
+    let handle = File::open(folder)?;
     let mut aside = tempfile::NamedTempFile::new_in(folder)?;
     aside.write_all(text.expose_secret().as_bytes())?;
     let mode = std::fs::metadata(path).map_or(PRIVATE, |there| there.permissions().mode() & 0o777);
     aside.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
     aside.as_file().sync_all()?;
     aside.persist(path)?;
-    std::fs::File::open(folder)?.sync_all()
+    Ok(handle)
 }

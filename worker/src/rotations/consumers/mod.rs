@@ -28,7 +28,8 @@ pub trait Consumer: Send + Sync {
 
     /// Gives it the value, and whatever it needs to take it up (a redeployment). What an earlier call with the same
     /// [`Publication::id`] began is looked up and gone on with, not begun again. The receipt is kept in the ledger for
-    /// [`Consumer::prove`]: a small JSON value.
+    /// [`Consumer::prove`]: a small JSON value. [`Failure::Cancelled`] is a definite no before anything was changed there:
+    /// such a consumer needs nothing back.
     async fn publish(&self, world: &World, publication: &Publication<'_>) -> Result<Value, Failure>;
 
     /// Proves that it uses what was published: not that it was told, but that it works with it.

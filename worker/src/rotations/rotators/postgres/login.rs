@@ -136,11 +136,13 @@ impl Admin {
                  `GRANT SET ON PARAMETER` for it, or say `accept_logged = true`"
             )));
         }
+        // A role may set its own password, and not more of itself.
+        let wakes = if self.role_can_login(role).await? { "" } else { "LOGIN " };
         // Each a message of its own: in one string with others, the whole string is logged before the settings hold.
         let mut statements = vec!["BEGIN".to_owned()];
         statements.extend(quiet.statements());
         statements.push(format!(
-            "ALTER ROLE {} LOGIN PASSWORD {}",
+            "ALTER ROLE {} {wakes}PASSWORD {}",
             crate::databases::identifier(role),
             literal(told.expose_secret())
         ));
