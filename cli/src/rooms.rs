@@ -6,15 +6,18 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use producer::{Door, DoorConfig, Scheduler, SchedulerConfig, Sources, Spool, SpoolLimits};
-use queue::{NoticeOfDiscard, NoticeOfForgetting, Queue, QueueConfig};
+use async_trait::async_trait;
+use producer::{Door, DoorConfig, NotBooked, Scheduler, SchedulerConfig, Sources, Spool, SpoolLimits};
+use queue::{NoticeOfDiscard, NoticeOfForgetting, NoticeOfSilence, Queue, QueueConfig};
 use schemas::Catalog;
 use secrets::vaults::{AwsVault, FileVault, Vault, VaultError};
 use secrets::{ExposeSecret, Resolver, SecretString, SecretText};
+use serde_json::Value;
 use tracing::warn;
 use uuid::Uuid;
 use worker::ledger_copies::{Copier, CopierConfig, CopyMetrics};
 use worker::notice::Resolution;
+use worker::world::Inlet;
 
 use crate::client::token_path;
 use crate::config::{Address, Config, VaultAddress, VaultSection, sqlite_path};
@@ -99,19 +102,47 @@ pub(crate) fn resolution(config: &Config) -> Option<Resolution> {
     Some(worker::notice::on_completion(channel, Catalog::clone(&config.startable.catalog)))
 }
 
-/// The public door that is configured.
-pub(crate) fn door(config: Config, queue: Queue, resolver: Arc<Resolver>) -> Result<Door, Failure> {
-    let spool = Spool::open(&config.server.spool, SpoolLimits::default())
-        .map_err(|error| Failure::failed(with_causes(&error)).help("[server] spool names another folder"))?;
+/// Who is told about sources that go silent.
+pub(crate) fn silence(config: &Config) -> Option<NoticeOfSilence> {
+    let channel = config.defaults.on_failure.as_ref()?;
+    Some(worker::notice::on_silence(channel, Catalog::clone(&config.startable.catalog)))
+}
+
+/// The public door that is configured, which takes the routes; in a process where nobody delivers, the way in for what jobs
+/// find.
+pub(crate) fn door(
+    config: &mut Config,
+    queue: Queue,
+    resolver: Arc<Resolver>,
+    delivered_at: bool,
+) -> Result<Door, Failure> {
+    let opened = || Spool::open(&config.server.spool, SpoolLimits::default());
+    let spool = if delivered_at { opened() } else { Ok(Spool::closed()) };
+    let spool =
+        spool.map_err(|error| Failure::failed(with_causes(&error)).help("[server] spool names another folder"))?;
     Ok(Door::new(DoorConfig {
         queue,
-        sources: config.sources,
-        routes: config.routes,
-        startable: config.startable,
+        sources: config.sources.clone(),
+        routes: std::mem::take(&mut config.routes),
+        startable: config.startable.clone(),
         resolver,
-        config_digest: config.digest,
+        config_digest: config.digest.clone(),
         spool,
     }))
+}
+
+/// The door as jobs have it.
+pub(crate) struct WayIn(pub(crate) Door);
+
+#[async_trait]
+impl Inlet for WayIn {
+    async fn take(&self, source: &str, body: &Value) -> Result<bool, worker::Failure> {
+        match self.0.take_found(source, body).await {
+            Ok(answer) => Ok(!answer.duplicate),
+            Err(error @ NotBooked::Never(_)) => Err(worker::Failure::discard(error)),
+            Err(error @ NotBooked::NotNow(_)) => Err(worker::Failure::retry(error)),
+        }
+    }
 }
 
 /// What copies the ledger, where that is configured.

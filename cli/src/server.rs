@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::Router;
 use console::{Console, Released};
 use producer::{Door, Matched, Scheduler, Startable, settle_that_nothing_is_announced};
-use queue::Queue;
 use queue::broker::programs::Programs;
+use queue::{NoticeOfSilence, Queue};
 use schemas::{Problem, Schedule};
 use secrets::Resolver;
 use serde::Serialize;
@@ -81,12 +81,12 @@ pub(crate) async fn run(config: &Path, roles: Roles, ready_file: Option<PathBuf>
     let TelemetrySection { otlp, log, level } = config.telemetry.clone();
     let telemetry = telemetry::start(&TelemetrySettings { otlp, json: log == LogFormat::Json, level })?;
     warnings.lines().for_each(|line| warn!("{line}"));
-    let ended = run_roles(config, roles, ready_file).await;
+    let ended = Box::pin(run_roles(config, roles, ready_file)).await;
     telemetry.shutdown(LAST_TRACES).await;
     ended
 }
 
-async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
+async fn run_roles(mut config: Config, roles: Roles, ready_file: Option<PathBuf>) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     // Bound first: an address that is taken is said before anything is opened.
     let Connections { senders, operators } = Connections::allowed();
@@ -110,7 +110,8 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
         running.copy(rooms::copier(&config, queue.clone(), Arc::clone(&resolver), metrics.clone()));
     }
     let counted = worker::Metrics::default();
-    let world = roles.works.then(|| running.work(&config, &resolver, counted.clone()));
+    let door = rooms::door(&mut config, queue.clone(), Arc::clone(&resolver), roles.serves)?;
+    let world = roles.works.then(|| running.work(&config, &resolver, counted.clone(), door.clone()));
     let parts = Parts { worker: roles.works.then_some(&counted), copies: copies.as_ref(), ..Parts::default() }
         .with_stores(&config, world);
     let catalog = Arc::clone(&config.startable.catalog);
@@ -126,7 +127,6 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let (schedules, digest) = (config.schedules.clone(), config.digest.clone());
             let clockwork = rooms::scheduler(&config, queue.clone());
             let talk = Talk::open(&config, &resolver, &queue).await?;
-            let door = rooms::door(config, queue.clone(), resolver)?;
             let talk = talk.map(|talk| talk.with_announcer(&door, &queue, &digest));
             let health = Health::new(queue.clone(), Some(door.clone()), talk.as_ref());
             let parts = Parts { door: Some(&door), scheduler: Some(&clockwork), talk: talk.as_ref(), ..parts };
@@ -136,6 +136,7 @@ async fn run_roles(config: Config, roles: Roles, ready_file: Option<PathBuf>) ->
             let api = console::router(console(queue, startable, schedules, token, &door));
             running.listen(house, health.clone().with_reasons().merge(metrics.router()).merge(api));
             running.listen(front, health.public().merge(door.router()));
+            running.listen_for_silence(door.clone(), rooms::silence(&config));
             running.drain(door);
         }
         (_, Some(house)) => {
@@ -202,6 +203,10 @@ impl Running {
         self.parts.spawn(async move { door.drain(stop).await });
     }
 
+    fn listen_for_silence(&mut self, door: Door, notice: Option<NoticeOfSilence>) {
+        self.parts.spawn(door.listen(notice, self.stop.clone()));
+    }
+
     fn schedule(&mut self, scheduler: Scheduler) {
         self.parts.spawn(scheduler.run(self.stop.clone()));
     }
@@ -227,9 +232,9 @@ impl Running {
     }
 
     /// Runs jobs; the world that they run in.
-    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics) -> Arc<World> {
+    fn work(&mut self, config: &Config, resolver: &Arc<Resolver>, metrics: worker::Metrics, door: Door) -> Arc<World> {
         let world = World::new(config.world.clone(), Arc::clone(resolver), worker::world::http_client());
-        let world = Arc::new(world);
+        let world = Arc::new(world.with_inlet(Arc::new(rooms::WayIn(door))));
         let registry = Arc::new(worker::jobs::registry());
         let how = WorkerConfig {
             permits: config.worker.queues.clone(),

@@ -89,12 +89,14 @@ impl Door {
 
     async fn sign_for(&self, source: &Source, headers: &HeaderMap, body: Held) -> Result<DeliveryAnswer, Refusal> {
         let signed_with = self.verify(source, headers, &body.bytes).await?;
+        let received_at = self.0.config.queue.clock().now();
+        self.0.heard.note(source.name(), received_at);
         let delivery = Delivery {
             source: source.name.clone(),
             headers: KeptHeaders::of(headers),
             signed_with,
             body: body.bytes.clone(),
-            received_at: self.0.config.queue.clock().now(),
+            received_at,
             trace: queue::trace::current(),
         };
         let unbooked = match self.book_soon(source, &delivery).await {
@@ -267,7 +269,7 @@ fn event(
     }
 }
 
-fn answer(receipt: Receipt) -> DeliveryAnswer {
+pub(crate) fn answer(receipt: Receipt) -> DeliveryAnswer {
     let new = !receipt.duplicate;
     DeliveryAnswer {
         event_id: Some(receipt.event),

@@ -16,6 +16,7 @@ use crate::body::Room;
 use crate::metrics::Metrics;
 use crate::patience::Patience;
 use crate::routes::{Making, Matched, Routes, Startable};
+use crate::silence::Heard;
 use crate::sources::Sources;
 use crate::spool::Spool;
 
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) absence: Absence,
     pub(crate) patience: BTreeMap<String, Patience>,
     pub(crate) metrics: Metrics,
+    pub(crate) heard: Heard,
     /// Tells the wall clock's time: the only place that needs it is a signature.
     pub(crate) wall_clock: fn() -> Timestamp,
 }
@@ -61,12 +63,14 @@ impl Door {
     pub(crate) fn with_wall_clock(config: DoorConfig, wall_clock: fn() -> Timestamp) -> Self {
         let now = Instant::now();
         let patience = config.sources.iter().map(|source| (source.name().to_owned(), Patience::new(now))).collect();
+        let heard = Heard::nothing_of(&config.sources);
         Self(Arc::new(Inner {
             config,
             room: Room::new(),
             absence: Absence::default(),
             patience,
             metrics: Metrics::default(),
+            heard,
             wall_clock,
         }))
     }

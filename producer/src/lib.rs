@@ -10,6 +10,7 @@ mod announcer;
 mod body;
 mod delivery;
 mod door;
+mod found;
 mod intake;
 mod metrics;
 mod patience;
@@ -19,6 +20,7 @@ mod router;
 pub mod routes;
 pub mod scheduler;
 mod signature;
+mod silence;
 pub mod sources;
 mod spool;
 
@@ -31,6 +33,7 @@ mod world;
 
 pub use announcer::{Announcer, AnnouncerConfig, settle_that_nothing_is_announced};
 pub use door::{Door, DoorConfig};
+pub use found::NotBooked;
 pub use intake::{Intake, IntakeConfig};
 pub use rejection::Rejection;
 pub use routes::{Matched, RouteConfig, RouteExplanation, Routes, RunConfig, Startable};

@@ -8,7 +8,7 @@ use schemas::{JobId, NewJob, Timestamp};
 
 use crate::clock::earlier;
 use crate::forgetting::NoticeOfForgetting;
-use crate::ledger::Horizons;
+use crate::ledger::{Horizons, Silence};
 
 /// Makes the job that tells people about a discarded one: its id, its kind, the error. None where nobody is to be told
 /// (a discarded notice must not make another).
@@ -31,6 +31,9 @@ pub struct MissedTimes {
 
 /// Makes the job that tells people about missed times of a schedule. None where nobody is to be told.
 pub type NoticeOfMissed = Arc<dyn Fn(&MissedTimes, Timestamp) -> Option<NewJob> + Send + Sync>;
+
+/// Makes the job that tells people that a source has gone silent, or that it speaks again. None where nobody is to be told.
+pub type NoticeOfSilence = Arc<dyn Fn(&Silence, Timestamp) -> Option<NewJob> + Send + Sync>;
 
 /// How to open a [`crate::Queue`].
 #[derive(Clone)]

@@ -20,6 +20,6 @@ mod upkeep;
 
 pub use bell::Bell;
 pub use clock::LedgerClock;
-pub use config::{Keep, MissedTimes, NoticeOfDiscard, NoticeOfMissed, QueueConfig};
+pub use config::{Keep, MissedTimes, NoticeOfDiscard, NoticeOfMissed, NoticeOfSilence, QueueConfig};
 pub use forgetting::{NoticeOfForgetting, Waiting};
 pub use queue::{OpenError, Queue};

@@ -12,12 +12,12 @@ use crate::batch::Batcher;
 use crate::bell::{Bells, Ringer};
 use crate::broker::{self, Broker, BrokerError};
 use crate::clock::LedgerClock;
-use crate::config::{Keep, QueueConfig};
+use crate::config::{Keep, NoticeOfSilence, QueueConfig};
 use crate::forgetting::{Forgetting, NoticeOfForgetting};
 use crate::kill_point::reached;
 use crate::ledger::{
-    self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, NewDelivery, Operator, Pausable,
-    Receipt, Replay,
+    self, Desk, Ended, Enqueued, Finished, Fired, Firing, Ledger, LedgerError, Listened, NewDelivery, Operator,
+    Pausable, Receipt, Replay, Silence,
 };
 use crate::metrics::Metrics;
 use crate::upkeep;
@@ -181,6 +181,17 @@ impl Queue {
             self.ring(bells.clone());
         }
         Ok(fired)
+    }
+
+    /// Says what a producer heard, and rings after the commit; which sources have gone silent or speak again.
+    pub async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&NoticeOfSilence>,
+    ) -> Result<Vec<Silence>, LedgerError> {
+        let (changed, bells) = self.0.ledger.listen(sources, notice, self.0.clock.now()).await?;
+        self.ring(bells);
+        Ok(changed)
     }
 
     /// Records how an attempt ended, committed together with its neighbours; false where the attempt was stale.

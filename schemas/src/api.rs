@@ -2,6 +2,7 @@
 
 mod desk;
 mod schedules;
+mod sources;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ pub use desk::{
     ReplayRequest, TokenAnswer, TokenRequest,
 };
 pub use schedules::{FiringOutcome, FiringView, NextTime, ScheduleDetails, ScheduleView, ScheduledView};
+pub use sources::SourceView;
 
 /// The answer to a delivery.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -19,6 +19,7 @@ pub struct Names {
     pub channels: BTreeSet<String>,
     pub credentials: BTreeSet<String>,
     pub programs: BTreeSet<String>,
+    pub sources: BTreeSet<String>,
     pub rotations: BTreeSet<String>,
     /// Runbooks, with the names of their inputs.
     pub runbooks: BTreeMap<String, BTreeSet<String>>,

@@ -6,4 +6,5 @@ mod delivered;
 mod gate;
 mod interrupted;
 mod past_the_gate;
+mod rollback;
 mod statuses;

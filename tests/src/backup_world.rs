@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::databases::DatabaseConfig;
 use worker::stores::StoreConfig;
+use worker::world::Inlet;
 use worker::{Registry, Worker, WorkerConfig, World, WorldConfig};
 
 /// Longer than anything here takes; a test that waits so long has failed.
@@ -31,6 +32,7 @@ pub struct BackupWorld {
     config: WorldConfig,
     vault: Option<Arc<dyn Vault>>,
     registry: Arc<Registry>,
+    inlet: Option<Arc<dyn Inlet>>,
     worker: Option<(CancellationToken, JoinHandle<()>)>,
     upkeep: (CancellationToken, JoinHandle<()>),
 }
@@ -75,7 +77,7 @@ impl BackupWorld {
         let (keeper, stopped) = (queue.clone(), stop.clone());
         let upkeep = (stop, tokio::spawn(async move { keeper.keep_up(stopped).await }));
         let registry = Arc::new(worker::jobs::registry());
-        let mut world = Self { queue, folder, config, vault, registry, worker: None, upkeep };
+        let mut world = Self { queue, folder, config, vault, registry, inlet: None, worker: None, upkeep };
         world.start_worker();
         world
     }
@@ -90,11 +92,23 @@ impl BackupWorld {
     /// Starts a worker; there is none.
     pub fn start_worker(&mut self) {
         let world = World::new(self.config.clone(), Arc::new(Resolver::new(self.vault.clone())), http());
+        let world = match &self.inlet {
+            Some(inlet) => world.with_inlet(Arc::clone(inlet)),
+            None => world,
+        };
         // A worker that is stopped here gives its jobs back at once, like one that is killed.
         let config = WorkerConfig { grace: Duration::ZERO, ..WorkerConfig::default() };
         let worker = Worker::new(self.queue.clone(), Arc::clone(&self.registry), Arc::new(world), config);
         let stop = CancellationToken::new();
         self.worker = Some((stop.clone(), tokio::spawn(worker.run(stop))));
+    }
+
+    /// The same world, whose jobs have a way in for events.
+    pub async fn with_inlet(mut self, inlet: Arc<dyn Inlet>) -> Self {
+        self.stop_worker().await;
+        self.inlet = Some(inlet);
+        self.start_worker();
+        self
     }
 
     /// Stops the worker in the middle of what it does.

@@ -1,17 +1,19 @@
 //! A ledger that fails when it is told to, in front of a real one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use queue::Waiting;
 use queue::bell::Bells;
 use queue::ledger::{
     Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey, Herald, Hold,
-    Horizons, Intake, JobFilter, Ledger, LedgerError, NewDelivery, NewToken, Operator, Pausable, Progress, Promoted,
-    Receipt, Replay, Rescued, StoredBody, Turn, Upkeep, Work,
+    Horizons, Intake, JobFilter, Ledger, LedgerError, Listened, NewDelivery, NewToken, Operator, Pausable, Progress,
+    Promoted, Receipt, Replay, Rescued, Silence, StoredBody, Turn, Upkeep, Work,
 };
-use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
+use queue::{NoticeOfSilence, Waiting};
+use schemas::api::{
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView,
+};
 use schemas::{
     AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
@@ -85,6 +87,15 @@ impl Intake for FaultyLedger {
 
     async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError> {
         self.pass("fire")?.fire(firing, now).await
+    }
+
+    async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&NoticeOfSilence>,
+        now: Timestamp,
+    ) -> Result<(Vec<Silence>, Bells), LedgerError> {
+        self.pass("listen")?.listen(sources, notice, now).await
     }
 }
 
@@ -256,6 +267,14 @@ impl Books for FaultyLedger {
 
     async fn body(&self, id: EventId) -> Result<Option<StoredBody>, LedgerError> {
         self.pass("body")?.body(id).await
+    }
+
+    async fn known(&self, source: &str, delivery_ids: &[String]) -> Result<BTreeSet<String>, LedgerError> {
+        self.pass("known")?.known(source, delivery_ids).await
+    }
+
+    async fn source(&self, name: &str) -> Result<Option<SourceView>, LedgerError> {
+        self.pass("source")?.source(name).await
     }
 
     async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError> {

@@ -10,6 +10,7 @@ use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use schemas::Timestamp;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -18,6 +19,7 @@ use worker::databases::Tool;
 use worker::migrations::folder::{self, Folder};
 use worker::migrations::{Engine, History, Patience, open_postgres_with, open_sqlite_with};
 
+use crate::github_hooks::{Hooks, Sending};
 use crate::github_secrets::Secrets;
 use crate::github_statuses::Statuses;
 use crate::github_workflows::{Answer, Workflows};
@@ -198,6 +200,9 @@ struct Hub {
     truncated: bool,
     workflows: Workflows,
     secrets: Secrets,
+    hooks: Hooks,
+    /// The time that its webhook's deliveries are said to be sent at.
+    now: Option<Timestamp>,
     statuses: Statuses,
     /// Answers to give before the right ones.
     first: Vec<(StatusCode, HeaderMap)>,
@@ -263,6 +268,30 @@ impl Github {
         change(&mut self.lock().secrets)
     }
 
+    /// Looks at its webhook, or changes it.
+    pub fn hooks<T>(&self, change: impl FnOnce(&mut Hooks) -> T) -> T {
+        change(&mut self.lock().hooks)
+    }
+
+    /// What it sends from now on is said to be sent at this time.
+    pub fn at(&self, now: Timestamp) {
+        self.lock().now = Some(now);
+    }
+
+    /// Something happens that its webhook tells of, once; what the receiver answers.
+    pub async fn tell(&self, event: &str, guid: &str, body: &Value) -> u16 {
+        let sending = self.lock().hooks.sending(event, guid, body);
+        self.send(sending).await
+    }
+
+    async fn send(&self, sending: Sending) -> u16 {
+        let status = sending.go().await;
+        let mut hub = self.lock();
+        let at = hub.now.unwrap_or_else(chrono::Utc::now);
+        hub.hooks.sent(sending, at, status);
+        status
+    }
+
     /// Looks at its commit statuses, or changes them.
     pub fn statuses<T>(&self, change: impl FnOnce(&mut Statuses) -> T) -> T {
         change(&mut self.lock().statuses)
@@ -299,7 +328,8 @@ async fn answer(
     if headers.get("authorization").is_none_or(|value| value != format!("Bearer {TOKEN}").as_str()) {
         return (StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "Bad credentials"}))).into_response();
     }
-    let path = uri.path().strip_prefix("/api/v3/repos/acme/app/").unwrap_or_default();
+    let below = uri.path().strip_prefix("/api/v3/").unwrap_or_default();
+    let path = below.strip_prefix("repos/acme/app/").unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if let Some((answer, outgoing)) = hub.secrets.answer(&method, path, &body) {
         drop(hub);
@@ -307,6 +337,21 @@ async fn answer(
             tokio::spawn(async move { delivery.send(&worker::world::http_client()).await });
         }
         return said(answer);
+    }
+    let hooks =
+        ["repos/acme/app/hooks", "orgs/acme/hooks"].into_iter().find_map(|of| Some((of, below.strip_prefix(of)?)));
+    if let Some((of, path)) = hooks {
+        let base = format!("http://github.test/api/v3/{}", of.trim_end_matches("/hooks"));
+        let (answer, links, again) = hub.hooks.answer(&method, path, &query, &base);
+        drop(hub);
+        if let Some(sending) = again {
+            // Later, and whatever becomes of the answer.
+            tokio::spawn(async move { github.send(sending).await });
+        }
+        return match answer {
+            Answer::Say(status, body) => (status, links, axum::Json(body)).into_response(),
+            Answer::Break => std::panic::resume_unwind(Box::new("lost")),
+        };
     }
     let answered = match path.strip_prefix("actions/") {
         Some(path) => Some(hub.workflows.answer(&method, path, &query, &body)),

@@ -1,4 +1,4 @@
-//! A repository at GitHub's REST API: one request, its deadline, and what refusals and limits mean.
+//! A repository, or an organisation, at GitHub's REST API: one request, its deadline, and what refusals and limits mean.
 
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -12,9 +12,9 @@ use url::Url;
 use crate::context::Context;
 use crate::handler::Failure;
 use crate::outside;
-use crate::rest::{self, Refused, Service, change, number, status_of};
+use crate::rest::{self, Refused, Service, change, number};
 
-pub use crate::rest::{Advice, Sent};
+pub use crate::rest::{Advice, Sent, status_of};
 
 /// A repository at GitHub.
 pub struct Repository<'r> {
@@ -24,7 +24,7 @@ pub struct Repository<'r> {
     pub api_url: &'r Url,
     /// A token that may do what is asked.
     pub token: SecretString,
-    /// `owner/name`.
+    /// `owner/name`; without a `/`, an organisation.
     pub name: &'r str,
     /// The ledger's time, for limits that GitHub gives as a time.
     pub now: Timestamp,
@@ -75,6 +75,17 @@ impl<'r> Repository<'r> {
         change(self, Method::PATCH, (path, ""), Some(body), what, advice).await
     }
 
+    /// Asks for a page of something, and for the `cursor` of the next one.
+    pub(crate) async fn get_page<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &str,
+        what: &str,
+        advice: &Advice,
+    ) -> Result<(T, Option<String>), Failure> {
+        rest::get_page(self, path, query, what, advice).await
+    }
+
     /// Has something done.
     pub(crate) async fn post(&self, path: &[&str], body: &Value, what: &str, advice: &Advice) -> Sent {
         change(self, Method::POST, (path, ""), Some(body), what, advice).await
@@ -87,7 +98,8 @@ impl Service for Repository<'_> {
     fn request(&self, method: Method, path: &[&str], query: &str) -> RequestBuilder {
         let mut url = self.api_url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().push("repos").extend(self.name.split('/')).extend(path);
+            let kind = if self.name.contains('/') { "repos" } else { "orgs" };
+            segments.pop_if_empty().push(kind).extend(self.name.split('/')).extend(path);
         }
         url.set_query((!query.is_empty()).then_some(query));
         self.http

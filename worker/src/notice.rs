@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue::{MissedTimes, NoticeOfDiscard, NoticeOfForgetting, NoticeOfMissed, Waiting};
+use queue::ledger::Silence;
+use queue::{MissedTimes, NoticeOfDiscard, NoticeOfForgetting, NoticeOfMissed, NoticeOfSilence, Waiting};
 use schemas::{Catalog, JobId, NewJob, Problem, Timestamp, period};
 use serde_json::to_value;
 use tracing::error;
@@ -51,6 +52,26 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
         };
         made(&notify, &catalog, now)
             .inspect_err(|problem| error!(schedule = missed.schedule, %problem, "nobody is told about missed times"))
+            .ok()
+    })
+}
+
+/// Tells the given channel about sources that have gone silent, and that they speak again: an alarm and its end.
+pub fn on_silence(channel: &str, catalog: Catalog) -> NoticeOfSilence {
+    let channel = channel.to_owned();
+    Arc::new(move |silence, now| {
+        let what = if silence.is_over { "speaks again" } else { "has gone silent" };
+        let notify = Notify {
+            channel: channel.clone(),
+            title: Some(format!("Source {} {what}", silence.source)),
+            text: Some(words_of_silence(silence)),
+            severity: Some(Severity::Warning),
+            alarm: Some(format!("silent source {}", silence.source)),
+            action: Some(if silence.is_over { Action::Resolve } else { Action::Trigger }),
+            ..Notify::default()
+        };
+        made(&notify, &catalog, now)
+            .inspect_err(|problem| error!(source = silence.source, %problem, "nobody is told about this silence"))
             .ok()
     })
 }
@@ -132,6 +153,23 @@ pub fn on_completion(channel: &str, catalog: Catalog) -> Resolution {
             .inspect_err(|problem| error!(job.id = %job, %problem, "nobody is told that this job is done after all"))
             .ok()
     })
+}
+
+fn words_of_silence(silence: &Silence) -> String {
+    let Silence { source, heard_at, quiet, is_over } = silence;
+    let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
+    let heard = heard_at
+        .as_ref()
+        .map_or_else(|| "It was never heard".to_owned(), |at| format!("It was last heard at {}", said(at)));
+    if *is_over {
+        return format!("{heard}.");
+    }
+    let quiet = period::write(Duration::from_secs(quiet.as_secs() / 60 * 60));
+    format!(
+        "{heard}; for {quiet} nothing came, while somebody listened.\n\nLook at the sender whether the webhook is still there, \
+         active, and has the secret that `[sources.{source}]` names; a signature that is wrong is in the log. What it \
+         should have sent is found by `nightporter run reconcile`."
+    )
 }
 
 fn words(missed: &MissedTimes) -> String {
@@ -262,6 +300,29 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("nightporter schedules run nightly"), "{text}");
+    }
+
+    #[test]
+    fn a_silence_is_an_alarm_and_its_end_is_the_end_of_that_alarm() {
+        let names = Names { channels: ["oncall".to_owned()].into(), ..Names::default() };
+        let notice = on_silence("oncall", crate::jobs::registry().catalog(names));
+        let mut silence = Silence {
+            source: "github".into(),
+            heard_at: Some(Timestamp::UNIX_EPOCH),
+            quiet: Duration::from_secs(2 * 86_400 + 59),
+            is_over: false,
+        };
+        let told = |silence: &Silence| -> Value {
+            serde_json::from_str(notice(silence, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
+        };
+        let raised = told(&silence);
+        assert_eq!((&raised["title"], &raised["action"]), (&"Source github has gone silent".into(), &"trigger".into()));
+        let text = raised["text"].as_str().unwrap();
+        assert!(text.starts_with("It was last heard at 1970-01-01 00:00:00Z; for 2d nothing came"), "{text}");
+        silence.is_over = true;
+        let resolved = told(&silence);
+        assert_eq!(resolved["action"], "resolve");
+        assert_eq!(raised["alarm"], resolved["alarm"]);
     }
 
     #[test]

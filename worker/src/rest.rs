@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, LINK};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use schemas::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::{Instrument, Span};
+use url::Url;
 
 use crate::handler::{Failure, OrFail};
 
@@ -84,12 +85,39 @@ pub async fn get<T: DeserializeOwned>(
     what: &str,
     advice: &Advice,
 ) -> Result<T, Failure> {
+    Ok(get_page(service, path, query, what, advice).await?.0)
+}
+
+/// Asks for something that may go on elsewhere: with it, the `cursor` of the next page, where the answer links to one
+/// (RFC 8288, as GitHub's do).
+pub async fn get_page<T: DeserializeOwned>(
+    service: &impl Service,
+    path: &[&str],
+    query: &str,
+    what: &str,
+    advice: &Advice,
+) -> Result<(T, Option<String>), Failure> {
     let request = service.request(Method::GET, path, query);
     let response = send(service, &Method::GET, request).await.or_retry(what)?;
-    if response.status().is_success() {
-        return response.json().await.map_err(reqwest::Error::without_url).or_retry(what);
+    if !response.status().is_success() {
+        return Err(refusal(service, response, advice).await.context(what));
     }
-    Err(refusal(service, response, advice).await.context(what))
+    let links = response.headers().get_all(LINK).iter().filter_map(|links| links.to_str().ok());
+    let next = links.flat_map(|links| links.split(',')).find_map(cursor_of_next);
+    Ok((response.json().await.map_err(reqwest::Error::without_url).or_retry(what)?, next))
+}
+
+/// A query of names and values.
+pub(crate) fn query_of<'p>(pairs: impl IntoIterator<Item = (&'p str, String)>) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+/// The `cursor` of the address in one link, if it leads to the next page.
+fn cursor_of_next(link: &str) -> Option<String> {
+    let (address, relations) = link.trim().strip_prefix('<')?.split_once('>')?;
+    let leads_on = relations.split(';').any(|relation| relation.trim().replace('"', "") == "rel=next");
+    let url = Url::parse(address).ok().filter(|_| leads_on)?;
+    url.query_pairs().find_map(|(name, value)| (name == "cursor").then(|| value.into_owned()))
 }
 
 /// Has something done.
@@ -161,4 +189,21 @@ fn wait(headers: &HeaderMap, now: Timestamp) -> Duration {
 /// A header that is a whole number.
 pub fn number(headers: &HeaderMap, name: &str) -> Option<i64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_where_the_link_says() {
+        let cursor = |link: &str| link.split(',').find_map(cursor_of_next);
+        let link = "<https://api.github.com/x?cursor=v1_1&per_page=2>; rel=\"prev\", \
+                    <https://api.github.com/x?per_page=2&cursor=v1_7%3D>; rel=\"next\"";
+        assert_eq!(cursor(link).as_deref(), Some("v1_7="));
+        assert_eq!(cursor("<https://api.github.com/x?cursor=v1_1>; rel=\"prev\""), None);
+        for odd in ["", "<", "<>; rel=next", "<https://a.test/?page=2>; rel=\"next\"", "https://a.test; rel=\"next\""] {
+            assert_eq!(cursor(odd), None, "{odd}");
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! The world outside: the databases, stores, channels and connections that are configured, by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use schemas::{Catalog, LimitConfig, Names, Runbook};
 use secrets::vaults::Vault;
 use secrets::{Resolver, SecretString, SecretText};
+use serde_json::Value;
 
 use crate::backups::Seal;
 use crate::channels::{Channel, ChannelConfig, Route};
@@ -29,6 +31,7 @@ pub struct WorldConfig {
     pub rotations: BTreeMap<String, RotationConfig>,
     pub connections: Connections,
     pub limits: BTreeMap<String, LimitConfig>,
+    pub sources: BTreeSet<String>,
     pub runbooks: Arc<BTreeMap<String, Runbook>>,
 }
 
@@ -67,13 +70,33 @@ pub struct World {
     catalog: Catalog,
     secrets: Arc<Resolver>,
     http: reqwest::Client,
+    inlet: Option<Arc<dyn Inlet>>,
+}
+
+/// The producer's way in, for what a job finds at a sender and what never came by itself.
+#[async_trait]
+pub trait Inlet: Send + Sync {
+    /// Books what the sender's own webhook would have said in this body; whether it was not known yet.
+    async fn take(&self, source: &str, body: &Value) -> Result<bool, Failure>;
 }
 
 impl World {
     /// A world of the given configuration. Every HTTP call of a job goes through `http`.
     pub fn new(config: WorldConfig, secrets: Arc<Resolver>, http: reqwest::Client) -> Self {
         let catalog = crate::jobs::registry().catalog(config.names()).with_limits(config.limits.clone());
-        Self { config, catalog, secrets, http }
+        Self { config, catalog, secrets, http, inlet: None }
+    }
+
+    /// The same world, with the producer's way in.
+    #[must_use]
+    pub fn with_inlet(self, inlet: Arc<dyn Inlet>) -> Self {
+        Self { inlet: Some(inlet), ..self }
+    }
+
+    /// The producer's way in.
+    pub fn inlet(&self) -> Result<&dyn Inlet, Failure> {
+        let missing = || Failure::Discard(anyhow::anyhow!("this worker was started without a way in for events"));
+        self.inlet.as_deref().ok_or_else(missing)
     }
 
     /// The job kinds, for handlers that make jobs.
@@ -184,6 +207,7 @@ impl WorldConfig {
             channels: self.channels.keys().cloned().collect(),
             credentials: self.credentials.keys().cloned().collect(),
             programs: self.programs.keys().cloned().collect(),
+            sources: self.sources.clone(),
             rotations: self.rotations.keys().cloned().collect(),
             runbooks: self
                 .runbooks

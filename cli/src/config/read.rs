@@ -104,6 +104,7 @@ impl Reader<'_> {
             rotations: self.rotations(),
             connections: Connections { github: self.github(), vercel: self.vercel() },
             limits: self.named("limits"),
+            sources: self.names().sources,
             runbooks: Arc::default(),
         };
         let registry = worker::jobs::registry();
@@ -176,6 +177,7 @@ impl Reader<'_> {
             channels: names("channels"),
             credentials: names("credentials"),
             programs: names("programs"),
+            sources: names("sources"),
             rotations: names("rotations"),
             runbooks: self.inputs_of_runbooks(),
         }

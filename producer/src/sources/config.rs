@@ -1,11 +1,12 @@
 //! Sources as they are configured.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
-use schemas::Problem;
+use schemas::{Problem, period};
 use secrets::SecretText;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{SourceType, source_type};
 
@@ -19,7 +20,18 @@ pub struct SourceConfig {
     /// The secrets that are active: one, or several while one is being rotated.
     #[schemars(with = "Vec<String>")]
     pub secrets: Vec<SecretText>,
+    /// For how long it may be silent before people are told; for ever where nothing is said.
+    #[serde(default, deserialize_with = "some_period")]
+    #[schemars(with = "Option<String>")]
+    pub silent_after: Option<Duration>,
 }
+
+fn some_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    period::deserialize(deserializer).map(Some)
+}
+
+/// Producers look each minute, and what is silent for less is no news.
+const SHORTEST_SILENCE: Duration = Duration::from_mins(10);
 
 /// A configured sender of webhooks.
 #[derive(Clone)]
@@ -27,6 +39,7 @@ pub struct Source {
     pub(crate) name: String,
     pub(crate) kind: &'static dyn SourceType,
     pub(crate) secrets: Vec<SecretText>,
+    pub(crate) silent_after: Option<Duration>,
 }
 
 /// All configured sources, by name.
@@ -87,9 +100,14 @@ fn build(name: &str, config: &SourceConfig) -> Result<Source, Vec<Problem>> {
         let problem = Problem::new("a source without a secret would accept anything from anybody").within("secrets");
         problems.push(problem.help("add the secret that the sender signs with, for example \"${env:NAME}\""));
     }
+    if config.silent_after.is_some_and(|after| after < SHORTEST_SILENCE) {
+        let help = "a busy sender may be silent for an hour, a quiet one for days: write how long is no longer usual";
+        problems.push(Problem::new("no silence of less than 10m is news").help(help).within("silent_after"));
+    }
     match source_type(config.kind.as_deref().unwrap_or(name)) {
         Ok(kind) if problems.is_empty() => {
-            return Ok(Source { name: name.to_owned(), kind, secrets: config.secrets.clone() });
+            let (secrets, silent_after) = (config.secrets.clone(), config.silent_after);
+            return Ok(Source { name: name.to_owned(), kind, secrets, silent_after });
         }
         Ok(_) => {}
         Err(problem) if config.kind.is_some() => problems.push(problem.within("type")),
@@ -126,11 +144,13 @@ mod tests {
             "a/b": {"type": "github", "secrets": ["x"]},
             "gh": {"type": "guthub", "secrets": []},
             "shop": {"secrets": ["x"]},
+            "vercel": {"secrets": ["x"], "silent_after": "5m"},
         }));
-        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found.len(), 5, "{found:?}");
         assert!(found[0].starts_with("sources.a/b: `a/b` cannot be the name"), "{found:?}");
         assert!(found[1].starts_with("sources.gh.secrets: a source without a secret"), "{found:?}");
         assert!(found[2].contains("did you mean `github`?"), "{found:?}");
         assert!(found[3].contains("needs one"), "{found:?}");
+        assert!(found[4].starts_with("sources.vercel.silent_after: no silence of less than 10m"), "{found:?}");
     }
 }

@@ -1,4 +1,9 @@
 //! Vercel: HMAC-SHA1 over the raw body, bare hex; the delivery id is in the body, so it is signed.
+//!
+//! What happens to a deployment once (it succeeded, one of its checks is to begin) is one event, however often it is told:
+//! by a second webhook while a secret is being rotated, which has ids of its own, or by a job that found it at Vercel
+//! ([`crate::Door::take_found`]). So the delivery id of such an event names what happened, and not who told it. A promotion
+//! and a rollback may happen to a deployment again: those keep the id that Vercel gives them.
 //! Contract: <https://vercel.com/docs/webhooks/webhooks-api>.
 
 use http::HeaderMap;
@@ -33,6 +38,13 @@ const SAMPLES: &[(&str, &str)] = &[
     ("vercel.deployment.canceled", include_str!("../samples/vercel/deployment.canceled.json")),
     ("vercel.deployment.checkrun.start", include_str!("../samples/vercel/deployment.checkrun.start.json")),
 ];
+
+/// What happens to a deployment once.
+const ONCE: &[&str] =
+    &["deployment.created", "deployment.succeeded", "deployment.ready", "deployment.error", "deployment.canceled"];
+
+/// What happens to a run of a check once.
+const ONCE_A_RUN: &[&str] = &["deployment.checkrun.start", "deployment.checkrun.cancel"];
 
 #[derive(Debug)]
 pub(super) struct Vercel;
@@ -83,6 +95,7 @@ struct Deployment {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct CheckRun {
+    id: Text,
     deployment_id: Text,
 }
 
@@ -177,6 +190,16 @@ impl Payload {
         with_scheme.or_else(|| self.links.text(|links| &links.deployment))
     }
 
+    /// The name of what happened, where it happens once.
+    fn occurrence(&self, kind: &str) -> Option<String> {
+        let id = match kind {
+            _ if ONCE.contains(&kind) => self.deployment.text(|it| &it.id),
+            _ if ONCE_A_RUN.contains(&kind) => self.check_run.text(|it| &it.id),
+            _ => None,
+        };
+        id.map(|id| format!("{kind} {id}"))
+    }
+
     fn facts(&self, kind: &str) -> Facts {
         let deployment = self.deployment.0.as_ref();
         let meta = deployment.and_then(|deployment| deployment.meta.0.as_ref());
@@ -232,8 +255,9 @@ impl SourceType for Vercel {
         let kind = canonical(kind);
         let payload = body.payload.0.unwrap_or_default();
         let facts = payload.facts(&kind);
+        let id = payload.occurrence(&kind).or(body.id.0);
         Ok(Normalized {
-            delivery_id: body.id.0.map(|id| bounded_name("id", id)).transpose()?,
+            delivery_id: id.map(|id| bounded_name("id", id)).transpose()?,
             subject: payload
                 .deployment
                 .text(|it| &it.id)
@@ -260,7 +284,18 @@ impl SourceType for Vercel {
     }
 
     fn make_new(&self, sample: &mut Sample, nonce: Uuid, now: Timestamp) {
-        sample.body["id"] = json!(nonce.simple().to_string());
+        let id = nonce.simple().to_string();
+        // A new delivery is of something else that happened.
+        for (path, new) in [
+            ("/payload/deployment/id", format!("dpl_{id}")),
+            ("/payload/checkRun/deploymentId", format!("dpl_{id}")),
+            ("/payload/checkRun/id", format!("chr_{id}")),
+        ] {
+            if let Some(known) = sample.body.pointer_mut(path) {
+                *known = json!(new);
+            }
+        }
+        sample.body["id"] = json!(id);
         sample.body["createdAt"] = json!(now.timestamp_millis());
     }
 
@@ -300,6 +335,25 @@ mod tests {
             assert_eq!(normalized(&json!({"type": given})).kind, kind);
             assert_eq!(Vercel.canonical(&format!("vercel.{given}")), kind);
         }
+    }
+
+    #[test]
+    fn what_happens_once_is_one_delivery_whoever_tells_it() {
+        let id = |kind: &str, id: &str, payload: Value| {
+            normalized(&json!({"type": kind, "id": id, "payload": payload})).delivery_id.unwrap()
+        };
+        let deployment = |id: &str| json!({"deployment": {"id": id}, "checkRun": {"id": "run_1"}});
+        let succeeded = id("deployment.succeeded", "a", deployment("dpl_1"));
+        assert_eq!(succeeded, id("deployment-ready", "b", deployment("dpl_1")));
+        assert_ne!(succeeded, id("deployment.succeeded", "a", deployment("dpl_2")));
+        assert_ne!(succeeded, id("deployment.ready", "a", deployment("dpl_1")));
+        let start = id("deployment.checkrun.start", "a", deployment("dpl_1"));
+        assert_eq!(start, id("deployment.checkrun.start", "b", deployment("dpl_1")));
+        assert_eq!(start, "deployment.checkrun.start run_1");
+        // A deployment is promoted again after another one was, and what names no deployment cannot be told apart.
+        assert_eq!(id("deployment.promoted", "a", deployment("dpl_1")), "a");
+        assert_eq!(id("deployment.succeeded", "a", json!({})), "a");
+        assert_eq!(id("project.created", "a", deployment("dpl_1")), "a");
     }
 
     #[test]

@@ -102,6 +102,17 @@ impl Spool {
         })))
     }
 
+    /// A spool that takes nothing, for a process that no sender delivers to: a folder has one process's spool.
+    pub fn closed() -> Self {
+        Self(Arc::new(Inner {
+            folder: PathBuf::new(),
+            limits: SpoolLimits { deliveries: 0, bytes: 0 },
+            held: Mutex::default(),
+            next: AtomicU64::new(0),
+            filled: Notify::new(),
+        }))
+    }
+
     /// How many deliveries wait in it.
     pub fn waiting(&self) -> u64 {
         self.held().deliveries

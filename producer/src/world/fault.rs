@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use queue::Waiting;
 use queue::bell::Bells;
 use queue::ledger::*;
-use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::api::{
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView,
+};
 use schemas::{
     AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
@@ -70,6 +72,14 @@ impl Intake for Faulty {
     }
     async fn enqueue(&self, jobs: &[NewJob], now: Timestamp) -> Result<(Vec<Enqueued<JobId>>, Bells), LedgerError> {
         self.ledger.enqueue(jobs, now).await
+    }
+    async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&queue::NoticeOfSilence>,
+        now: Timestamp,
+    ) -> Result<(Vec<Silence>, Bells), LedgerError> {
+        self.ledger.listen(sources, notice, now).await
     }
     async fn start(&self, run: &NewRun, now: Timestamp) -> Result<(Enqueued<RunId>, Bells), LedgerError> {
         self.ledger.start(run, now).await
@@ -233,6 +243,12 @@ impl Books for Faulty {
     }
     async fn body(&self, id: EventId) -> Result<Option<StoredBody>, LedgerError> {
         self.ledger.body(id).await
+    }
+    async fn known(&self, source: &str, ids: &[String]) -> Result<std::collections::BTreeSet<String>, LedgerError> {
+        self.ledger.known(source, ids).await
+    }
+    async fn source(&self, name: &str) -> Result<Option<SourceView>, LedgerError> {
+        self.ledger.source(name).await
     }
     async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError> {
         self.ledger.events(limit).await

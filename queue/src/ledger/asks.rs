@@ -350,6 +350,30 @@ pub struct Progress {
     pub waiting: Vec<Timestamp>,
 }
 
+/// A source that a producer listens to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listened {
+    /// Its name.
+    pub source: String,
+    /// When this producer last took a verified delivery of it.
+    pub heard_at: Option<Timestamp>,
+    /// For how long it may be silent; none: for ever.
+    pub silent_after: Option<Duration>,
+}
+
+/// A source has gone silent, or speaks again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Its name.
+    pub source: String,
+    /// When it was last heard; none: never.
+    pub heard_at: Option<Timestamp>,
+    /// For how long somebody has listened since then.
+    pub quiet: Duration,
+    /// It speaks again.
+    pub is_over: bool,
+}
+
 /// More nominal times of a schedule than this do not wait: who never keeps up would wait for ever.
 pub const MOST_WAITING: usize = 100;
 

@@ -18,15 +18,19 @@ mod postgres;
 mod recovery;
 mod replay;
 mod rows;
+mod silence;
 mod snapshot;
 mod sqlite;
 mod storing;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use schemas::api::{ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, TokenView};
+use schemas::api::{
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, SourceView, TokenView,
+};
 use schemas::{
     AttemptId, ClaimedJob, EventId, JobId, JobState, Key, NewJob, NewRun, Role, RunId, StepState, Timestamp, WorkerId,
 };
@@ -35,7 +39,7 @@ use serde_json::value::RawValue;
 
 use crate::OpenError;
 use crate::bell::Bells;
-use crate::config::NoticeOfDiscard;
+use crate::config::{NoticeOfDiscard, NoticeOfSilence};
 use crate::forgetting::Waiting;
 
 pub use announcing::*;
@@ -70,6 +74,15 @@ pub trait Intake: Send + Sync {
 
     /// Settles a schedule's nominal time, once, however many producers ask: its work is stored, or why it is not.
     async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired, LedgerError>;
+
+    /// Says which sources a producer listens to and what it heard; which of them have gone silent by that, or speak again,
+    /// each told once, however many producers listen: the notices of that are stored.
+    async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&NoticeOfSilence>,
+        now: Timestamp,
+    ) -> Result<(Vec<Silence>, Bells), LedgerError>;
 }
 
 /// For workers.
@@ -228,6 +241,10 @@ pub trait Books: Send + Sync {
     async fn event(&self, id: EventId) -> Result<Option<EventView>, LedgerError>;
     /// The sender's own bytes of one event.
     async fn body(&self, id: EventId) -> Result<Option<StoredBody>, LedgerError>;
+    /// Which of these deliveries of a source are known, however long ago their events were forgotten.
+    async fn known(&self, source: &str, delivery_ids: &[String]) -> Result<BTreeSet<String>, LedgerError>;
+    /// One source, if a producer has listened to it.
+    async fn source(&self, name: &str) -> Result<Option<SourceView>, LedgerError>;
     /// The newest events.
     async fn events(&self, limit: u32) -> Result<Vec<EventView>, LedgerError>;
     /// One job, with its attempts and steps.

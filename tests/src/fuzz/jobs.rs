@@ -20,6 +20,7 @@ static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         channels: set("team"),
         credentials: set("app"),
         programs: set("reindex"),
+        sources: set("github"),
         rotations: set("app"),
         runbooks: [("deploy".to_owned(), ["ref".to_owned()].into())].into(),
     })

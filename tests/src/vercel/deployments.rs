@@ -119,6 +119,7 @@ impl Hub {
             asked("projectId", &it["projectId"])
                 && asked("target", &it["target"])
                 && asked("state", &it["readyState"])
+                && call.query.get("rollbackCandidate").is_none_or(|_| it["readySubstate"] == "PROMOTED")
                 && it["createdAt"].as_i64().is_some_and(|at| at >= since)
         });
         let found: Vec<Value> = found

@@ -20,6 +20,17 @@ pub(super) fn answer(hub: &mut Hub, call: &Call<'_>) -> Option<Answer> {
             let aliases = hub.project(project)?["aliases"].clone();
             Some(Answer::ok(json!({"aliases": aliases, "pagination": {"count": 0, "next": null, "prev": null}})))
         }
+        ("GET", ["v9", "projects", project, "domains"]) => {
+            hub.project(project)?;
+            let asked = |name: &str| call.query.get(name).map(String::as_str);
+            let domains: Vec<Value> = domains()
+                .into_iter()
+                .filter(|it| asked("redirects") != Some("false") || it["redirect"].is_null())
+                .filter(|it| asked("production") != Some("true") || it["gitBranch"].is_null())
+                .collect();
+            let pagination = json!({"count": domains.len(), "next": null, "prev": null});
+            Some(Answer::ok(json!({"domains": domains, "pagination": pagination})))
+        }
         ("GET", ["v4", "aliases", alias]) => {
             let found =
                 hub.deployments.iter().find(|it| it["alias"].as_array().is_some_and(|all| all.contains(&json!(alias))));
@@ -27,6 +38,24 @@ pub(super) fn answer(hub: &mut Hub, call: &Call<'_>) -> Option<Answer> {
         }
         _ => None,
     }
+}
+
+/// The project's domains: those of production, one that sends to another, and one of a branch.
+fn domains() -> Vec<Value> {
+    let domain = |name: &str, more: Value| {
+        let mut domain = json!({
+            "name": name, "apexName": "example.com", "projectId": PROJECT, "verified": true, "redirect": null,
+            "gitBranch": null, "customEnvironmentId": null,
+        });
+        domain.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        domain
+    };
+    let own = DOMAINS.iter().map(|name| domain(name, json!({})));
+    let others = [
+        domain("old.example.com", json!({"redirect": DOMAINS[0]})),
+        domain("next.example.com", json!({"gitBranch": "next"})),
+    ];
+    own.chain(others).collect()
 }
 
 impl Vercel {
@@ -39,6 +68,34 @@ impl Vercel {
             if let (Some(to), "succeeded") = (to, status) {
                 hub.serve(&to);
             }
+        });
+    }
+
+    /// One domain stays where it is, whatever is said of the whole.
+    pub fn leave_behind(&self, domain: &str, deployment: &str) {
+        self.hub(|hub| {
+            for it in &mut hub.deployments {
+                let ours = it["id"] == deployment;
+                let aliases = it["alias"].as_array_mut().expect("a list");
+                aliases.retain(|alias| alias != domain);
+                if ours {
+                    aliases.push(json!(domain));
+                }
+            }
+        });
+    }
+
+    /// Somebody promotes this deployment at Vercel, and it is done at once.
+    pub fn promote_by_hand(&self, deployment: &str) {
+        self.hub(|hub| {
+            let now = hub.tick();
+            let project = hub.projects.get_mut(PROJECT).expect("it is there");
+            project["lastAliasRequest"] = json!({
+                "type": "promote", "jobStatus": "succeeded", "fromDeploymentId": project["targets"]["production"]["id"],
+                "toDeploymentId": deployment, "requestedAt": now,
+            });
+            project["autoAssignCustomDomains"] = json!(true);
+            hub.serve(deployment);
         });
     }
 

@@ -12,8 +12,10 @@ mod noop;
 pub(crate) mod notify;
 mod plan;
 mod promoted;
+mod reconcile;
 mod restore;
 mod retention;
+mod rollback;
 mod rotate;
 mod sql;
 mod tries;
@@ -35,9 +37,11 @@ pub fn registry() -> Registry {
         .with::<noop::Noop>()
         .with::<notify::Notify>()
         .with::<plan::Plan>()
+        .with::<reconcile::Reconcile>()
         .with::<promoted::Promoted>()
         .with::<restore::Restore>()
         .with::<retention::Retention>()
+        .with::<rollback::Rollback>()
         .with::<rotate::Rotate>()
         .with::<verify::Verify>()
         .with::<sql::Sql>()

@@ -57,6 +57,24 @@ pub struct Comparison<'f> {
     squashed: Vec<String>,
 }
 
+/// What is applied and not in the folder, by name: what came after it, as far as it is finished.
+pub fn newer_than(folder: &Folder, history: &[Applied]) -> Vec<String> {
+    let files: BTreeSet<&str> = folder.migrations.iter().map(|migration| migration.id.as_str()).collect();
+    let (newer, _squashed) = gone(&files, history);
+    newer
+}
+
+/// The names of what is applied and not in the folder: what is newer than its oldest file, and what is older than all of it,
+/// which was squashed away and not made by a newer commit.
+fn gone(files: &BTreeSet<&str>, history: &[Applied]) -> (Vec<String>, Vec<String>) {
+    let oldest = files.first().copied().unwrap_or_default();
+    let finished = history.iter().filter(|applied| matches!(applied.state, AppliedState::Finished(_)));
+    let gone = finished.filter(|applied| !files.contains(applied.id.as_str()));
+    let (newer, squashed): (Vec<_>, Vec<_>) = gone.partition(|applied| applied.id.as_str() > oldest);
+    let names = |of: Vec<&Applied>| of.into_iter().map(|applied| applied.name.clone()).collect();
+    (names(newer), names(squashed))
+}
+
 impl<'f> Comparison<'f> {
     /// Compares.
     ///
@@ -70,15 +88,10 @@ impl<'f> Comparison<'f> {
         refuse_edited(folder.tool, &files, history)?;
         let finished = history.iter().filter(|applied| matches!(applied.state, AppliedState::Finished(_)));
         let applied: BTreeMap<String, String> =
-            finished.clone().map(|applied| (applied.id.clone(), applied.checksum.clone())).collect();
+            finished.map(|applied| (applied.id.clone(), applied.checksum.clone())).collect();
         let pending: Vec<&Migration> =
             folder.migrations.iter().filter(|migration| !applied.contains_key(&migration.id)).collect();
-        // What is older than the whole folder was squashed away, not made by a newer commit.
-        let oldest = folder.migrations.first().map_or("", |migration| migration.id.as_str());
-        let gone = finished.filter(|applied| !files.contains_key(applied.id.as_str()));
-        let (missing, squashed): (Vec<_>, Vec<_>) = gone.partition(|applied| applied.id.as_str() > oldest);
-        let names = |of: Vec<&Applied>| of.into_iter().map(|applied| applied.name.clone()).collect::<Vec<_>>();
-        let (missing, squashed) = (names(missing), names(squashed));
+        let (missing, squashed) = gone(&files.keys().copied().collect(), history);
         if !missing.is_empty() && !pending.is_empty() {
             let names = pending.iter().map(|migration| migration.name.as_str());
             return Err(Refusal::Diverged { missing: listed(&missing), pending: listed(names) });

@@ -1,8 +1,10 @@
 //! What readers see.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use schemas::api::{
-    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, TokenView,
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, SourceView, TokenView,
 };
 use schemas::{EventId, JobId, JobState, RunId, Timestamp};
 use uuid::Uuid;
@@ -12,6 +14,7 @@ use super::super::firing::FiringRow;
 use super::super::rows::{
     EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views, storable,
 };
+use super::super::silence::SourceRow;
 use super::super::{AuditRecord, Books, HeldKey, JobFilter, LedgerError, StoredBody};
 use super::{Postgres, in_time, unavailable};
 
@@ -44,6 +47,34 @@ impl Books for Postgres {
                 content_type,
                 headers,
             }))
+        })
+        .await
+    }
+
+    async fn known(&self, source: &str, delivery_ids: &[String]) -> Result<BTreeSet<String>, LedgerError> {
+        in_time(async {
+            let known: Vec<String> = sqlx::query_scalar(
+                "select u.id from unnest($2::text[]) as u(id)
+                 cross join lateral (select 1 from delivery_key where source = $1 and delivery_id = u.id limit 1) k",
+            )
+            .bind(storable(source))
+            .bind(delivery_ids.iter().map(|id| storable(id)).collect::<Vec<_>>())
+            .fetch_all(&self.desk)
+            .await
+            .map_err(unavailable)?;
+            Ok(known.into_iter().collect())
+        })
+        .await
+    }
+
+    async fn source(&self, name: &str) -> Result<Option<SourceView>, LedgerError> {
+        in_time(async {
+            let row: Option<SourceRow> = sqlx::query_as("select * from source where name = $1")
+                .bind(storable(name))
+                .fetch_optional(&self.desk)
+                .await
+                .map_err(unavailable)?;
+            Ok(row.map(SourceRow::into_view))
         })
         .await
     }

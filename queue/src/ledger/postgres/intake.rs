@@ -12,15 +12,17 @@ use super::super::door::Aftermath;
 use super::super::firing::carry_out;
 use super::super::rows::{HELD, micros, storable};
 use super::super::{
-    Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Progress,
-    Receipt, Repeats,
+    Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, Listened, NewDelivery,
+    Progress, Receipt, Repeats, Silence,
 };
 use super::door::{settle, take_turn};
 use super::firing::meet;
+use super::silence::hear;
 use super::storing::{JobRows, any_gated, enqueued, insert_jobs, insert_run, jobs_of};
 use super::{Postgres, begin, begin_on, commit, in_time, unavailable, unknown};
 use crate::bell::Bells;
 use crate::clock::{earlier, later};
+use crate::config::NoticeOfSilence;
 
 #[async_trait]
 impl Intake for Postgres {
@@ -127,6 +129,26 @@ impl Intake for Postgres {
                 *bells = after.bells;
             }
             Ok(fired)
+        })
+        .await
+    }
+
+    async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&NoticeOfSilence>,
+        now: Timestamp,
+    ) -> Result<(Vec<Silence>, Bells), LedgerError> {
+        in_time(async {
+            let mut tx = begin(&self.hot).await?;
+            take_turn(&mut tx).await?;
+            let mut after = Aftermath::default();
+            let changed = hear(&mut tx, sources, now).await?;
+            let notices: Vec<_> = changed.iter().filter_map(|silence| notice?(silence, now)).collect();
+            insert_jobs(&mut tx, &notices, None, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            commit(tx).await?;
+            Ok((changed, after.bells))
         })
         .await
     }

@@ -21,6 +21,7 @@ mod pooler;
 mod replay;
 mod retry;
 mod runs;
+mod silence;
 mod storing;
 mod tokens;
 mod upkeep;

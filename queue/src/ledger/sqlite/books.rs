@@ -1,10 +1,13 @@
 //! What readers see.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use schemas::api::{
-    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, TokenView,
+    ApprovalView, EventView, FiringView, JobView, PauseView, QueueView, RunView, ScheduledView, SourceView, TokenView,
 };
 use schemas::{EventId, JobId, JobState, RunId, Timestamp};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::super::door::{ApprovalRow, ConsentRow, LimitRow, with_consents};
@@ -12,6 +15,7 @@ use super::super::firing::FiringRow;
 use super::super::rows::{
     EventRow, JobRow, RunJobRow, RunRow, TokenRow, by_event, by_run, micros, moment, queue_views,
 };
+use super::super::silence::SourceRow;
 use super::super::{AuditRecord, Books, HeldKey, JobFilter, LedgerError, StoredBody};
 use super::storing::ids;
 use super::{Sqlite, in_time, unavailable};
@@ -45,6 +49,34 @@ impl Books for Sqlite {
                 content_type,
                 headers,
             }))
+        })
+        .await
+    }
+
+    async fn known(&self, source: &str, delivery_ids: &[String]) -> Result<BTreeSet<String>, LedgerError> {
+        in_time(async {
+            let known: Vec<String> = sqlx::query_scalar(
+                "select delivery_id from delivery_key
+                 where source = ? and delivery_id in (select value from json_each(?))",
+            )
+            .bind(source)
+            .bind(json!(delivery_ids).to_string())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable)?;
+            Ok(known.into_iter().collect())
+        })
+        .await
+    }
+
+    async fn source(&self, name: &str) -> Result<Option<SourceView>, LedgerError> {
+        in_time(async {
+            let row: Option<SourceRow> = sqlx::query_as("select * from source where name = ?")
+                .bind(name)
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(unavailable)?;
+            Ok(row.map(SourceRow::into_view))
         })
         .await
     }

@@ -12,17 +12,18 @@ use super::super::door::Aftermath;
 use super::super::firing::carry_out;
 use super::super::rows::{HELD, micros, moment, standing_of_repeat};
 use super::super::{
-    Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, NewDelivery, Progress,
-    Receipt, Repeats,
+    Announced, DELIVERY_MEMORY, Enqueued, Fired, Firing, GENERATION_MEMORY, Intake, LedgerError, Listened, NewDelivery,
+    Progress, Receipt, Repeats, Silence,
 };
 use super::door::settle;
 use super::firing::meet;
+use super::silence::hear;
 use super::storing::{hex, insert_jobs, insert_run};
 use super::writer::SharedWrite;
 use super::{Sqlite, commit, in_time, unavailable};
 use crate::bell::Bells;
 use crate::clock::{earlier, later};
-use crate::config::NoticeOfDiscard;
+use crate::config::{NoticeOfDiscard, NoticeOfSilence};
 
 #[async_trait]
 impl Intake for Sqlite {
@@ -82,6 +83,26 @@ impl Intake for Sqlite {
                 *bells = after.bells;
             }
             Ok(fired)
+        })
+        .await
+    }
+
+    async fn listen(
+        &self,
+        sources: &[Listened],
+        notice: Option<&NoticeOfSilence>,
+        now: Timestamp,
+    ) -> Result<(Vec<Silence>, Bells), LedgerError> {
+        in_time(async {
+            let mut turn = self.write().await;
+            let mut tx = turn.begin().await?;
+            let mut after = Aftermath::default();
+            let changed = hear(&mut tx, sources, now).await?;
+            let notices: Vec<_> = changed.iter().filter_map(|silence| notice?(silence, now)).collect();
+            insert_jobs(&mut tx, &notices, None, &mut after, now).await?;
+            settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
+            commit(tx).await?;
+            Ok((changed, after.bells))
         })
         .await
     }

@@ -15,6 +15,7 @@ mod recover;
 mod replay;
 mod retry;
 mod runs;
+mod silence;
 mod snapshot;
 mod storing;
 mod tokens;

@@ -280,6 +280,14 @@ mod tests {
     }
 
     #[test]
+    fn a_rollback_is_told_with_what_people_must_know() {
+        let output = json!({"backup": "main/x", "domains": ["a.test"], "summary": "app is back at dpl_1: a.test"});
+        let run = run(vec![job("back", JobState::Completed, output)]);
+        let message = deploy(&run, JobId::at(Timestamp::UNIX_EPOCH), &Value::Null);
+        assert_eq!(message.text, "back: completed in 2.3 s, main/x, app is back at dpl_1: a.test");
+    }
+
+    #[test]
     fn an_empty_run_and_an_event_that_says_nothing_are_no_mistake() {
         let message = deploy(
             &run(Vec::new()),

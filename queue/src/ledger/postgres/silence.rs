@@ -1,0 +1,49 @@
+//! Sources: when each was last heard. The house's turn has been taken.
+
+use schemas::Timestamp;
+use sqlx::PgConnection;
+
+use super::super::rows::storable;
+use super::super::silence::SourceRow;
+use super::super::{LedgerError, Listened, Silence};
+use super::unavailable;
+
+/// Writes down what was heard; what changed by it.
+pub(super) async fn hear(
+    tx: &mut PgConnection,
+    sources: &[Listened],
+    now: Timestamp,
+) -> Result<Vec<Silence>, LedgerError> {
+    let mut changed = Vec::new();
+    for listened in sources {
+        let known: Option<SourceRow> = sqlx::query_as("select * from source where name = $1")
+            .bind(storable(&listened.source))
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+        let mut row = known.unwrap_or_else(|| SourceRow::new(&listened.source, now));
+        changed.extend(row.look(listened, now));
+        write(tx, &row).await?;
+    }
+    Ok(changed)
+}
+
+async fn write(tx: &mut PgConnection, row: &SourceRow) -> Result<(), LedgerError> {
+    sqlx::query(
+        "insert into source (name, since, heard_at, looked_at, quiet, silent_at)
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict (name) do update
+         set heard_at = excluded.heard_at, looked_at = excluded.looked_at, quiet = excluded.quiet,
+             silent_at = excluded.silent_at",
+    )
+    .bind(storable(&row.name))
+    .bind(row.since)
+    .bind(row.heard_at)
+    .bind(row.looked_at)
+    .bind(row.quiet)
+    .bind(row.silent_at)
+    .execute(tx)
+    .await
+    .map_err(unavailable)?;
+    Ok(())
+}
