@@ -10,7 +10,7 @@ use http::HeaderMap;
 use queue::ledger::{LedgerError, NewDelivery, Receipt, Repeats, StoredBody};
 use schemas::api::DeliveryAnswer;
 use schemas::{Event, EventId, Facts, Standing};
-use secrets::{ExposeSecret, SecretString};
+use secrets::{Active, ExposeSecret, SecretString, SecretText};
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout};
 use tracing::{Span, debug, error, warn};
@@ -45,6 +45,35 @@ pub(crate) enum Refusal {
     Unavailable,
 }
 
+/// What is known of a source's secrets.
+#[derive(Default)]
+struct Known {
+    secrets: Vec<SecretString>,
+    /// Their versions in the vault, in the same order.
+    versions: Vec<Option<String>>,
+    /// Whether none is missing.
+    complete: bool,
+}
+
+impl Known {
+    fn add(&mut self, source: &Source, reference: &SecretText, active: Active) {
+        self.complete &= !active.may_lack;
+        for version in active.versions {
+            // It keeps its place, and is used for nothing: anybody can sign with it.
+            if version.value.expose_secret().is_empty() {
+                self.lack(source, reference, "it is empty");
+            }
+            self.secrets.push(version.value);
+            self.versions.push(version.token.map(String::from));
+        }
+    }
+
+    fn lack(&mut self, source: &Source, reference: &SecretText, reason: &str) {
+        error!(source = source.name(), ?reference, reason, "a secret of a source is missing");
+        self.complete = false;
+    }
+}
+
 impl Door {
     /// Takes a delivery in.
     pub(crate) async fn accept(
@@ -59,12 +88,13 @@ impl Door {
     }
 
     async fn sign_for(&self, source: &Source, headers: &HeaderMap, body: Held) -> Result<DeliveryAnswer, Refusal> {
-        self.verify(source, headers, &body.bytes).await?;
+        let signed_with = self.verify(source, headers, &body.bytes).await?;
         let received_at = self.0.config.queue.clock().now();
         self.0.heard.note(source.name(), received_at);
         let delivery = Delivery {
             source: source.name.clone(),
             headers: KeptHeaders::of(headers),
+            signed_with,
             body: body.bytes.clone(),
             received_at,
             trace: queue::trace::current(),
@@ -94,18 +124,19 @@ impl Door {
         Err(unbooked)
     }
 
-    async fn verify(&self, source: &Source, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
-        let (secrets, all_known) = self.secrets_of(source).await;
+    /// Which version of the source's secret signed it, where that is known.
+    async fn verify(&self, source: &Source, headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Refusal> {
+        let Known { secrets, versions, complete } = self.secrets_of(source).await;
         let rejection = match source.kind.verify(headers, body, &secrets, (self.0.wall_clock)()) {
             Ok(verified) => {
                 debug!(key = verified.key, "the signature is right");
-                return Ok(());
+                return Ok(versions.into_iter().nth(verified.key).flatten());
             }
             Err(rejection) => rejection,
         };
         let source = source.name();
         self.0.metrics.rejected(source, rejection);
-        if rejection == Rejection::NoUsableSecret || (rejection == Rejection::Mismatch && !all_known) {
+        if rejection == Rejection::NoUsableSecret || (rejection == Rejection::Mismatch && !complete) {
             error!(
                 source,
                 kind = rejection.as_str(),
@@ -120,24 +151,17 @@ impl Door {
         Err(Refusal::Unverified)
     }
 
-    /// The source's secrets, and whether all of them are known. One that is not known keeps its place.
-    async fn secrets_of(&self, source: &Source) -> (Vec<SecretString>, bool) {
-        let mut secrets = Vec::with_capacity(source.secrets.len());
-        let mut all_known = true;
+    /// The source's secrets, each in all its versions that are in use.
+    async fn secrets_of(&self, source: &Source) -> Known {
+        let mut known = Known { complete: true, ..Known::default() };
         for reference in &source.secrets {
-            let secret = match timeout(SECRETS_WITHIN, self.0.config.resolver.resolve(reference)).await {
-                Ok(Ok(secret)) if secret.expose_secret().is_empty() => Err("it is empty".to_owned()),
-                Ok(Ok(secret)) => Ok(secret),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("it was not resolved in time".to_owned()),
-            };
-            secrets.push(secret.unwrap_or_else(|reason| {
-                error!(source = source.name(), ?reference, reason, "a secret of a source is missing");
-                all_known = false;
-                SecretString::from("")
-            }));
+            match timeout(SECRETS_WITHIN, self.0.config.resolver.active(reference)).await {
+                Ok(Ok(active)) => known.add(source, reference, active),
+                Ok(Err(error)) => known.lack(source, reference, &error.to_string()),
+                Err(_) => known.lack(source, reference, "it was not resolved in time"),
+            }
         }
-        (secrets, all_known)
+        known
     }
 
     /// Books a verified delivery. What the ledger does not take with its facts and work it is offered without them, so
@@ -178,7 +202,7 @@ impl Door {
                 &delivery.body,
                 digest,
                 delivery.headers.content_type().to_owned(),
-                delivery.headers.to_json().to_string(),
+                delivery.headers_to_keep().to_string(),
             ),
             repeats,
             jobs: matched.jobs,

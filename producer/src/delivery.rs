@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use queue::ledger::SIGNED_WITH;
 use schemas::{Timestamp, TraceContext};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -34,12 +35,26 @@ pub(crate) struct Delivery {
     /// The configured source's name.
     pub(crate) source: String,
     pub(crate) headers: KeptHeaders,
+    /// The version of the source's secret that signed it, where that lies in the vault.
+    pub(crate) signed_with: Option<String>,
     /// The sender's bytes, exactly.
     pub(crate) body: Bytes,
     /// By the ledger's clock.
     pub(crate) received_at: Timestamp,
     /// The position of the request that brought it.
     pub(crate) trace: TraceContext,
+}
+
+impl Delivery {
+    /// The headers as the ledger keeps them, and beside them which version of the secret signed it. No sender can say that
+    /// by a header of its own: none of that name is kept.
+    pub(crate) fn headers_to_keep(&self) -> Value {
+        let mut kept = self.headers.to_json();
+        if let Some(version) = &self.signed_with {
+            kept[SIGNED_WITH] = version.as_str().into();
+        }
+        kept
+    }
 }
 
 impl KeptHeaders {

@@ -27,7 +27,7 @@ pub use approval::{ApprovalConfig, ApprovalPolicy, Role};
 pub use attempt::{AttemptId, AttemptRecord, ClaimedJob, Outcome, StepRecord, StepState};
 pub use catalog::{Catalog, KindInfo, Names};
 pub use condition::Condition;
-pub use event::{Event, Facts, Standing};
+pub use event::{DEPLOYMENT_MARK, Event, Facts, Standing};
 pub use ids::{EventId, JobId, RunId, WorkerId};
 pub use job::{JobState, Key, NewJob, Priority};
 pub use job_message::JobMessage;

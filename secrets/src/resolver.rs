@@ -7,14 +7,15 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
+use crate::active::Said;
 use crate::reference::{Part, Reference, SecretText};
 use crate::vaults::{Vault, VaultError};
 
 /// How long a value from the vault is used again: short, so that a rotation is seen soon.
-const FRESH: Duration = Duration::from_secs(30);
+pub(crate) const FRESH: Duration = Duration::from_secs(30);
 
 /// The vault must answer within this.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a secret has no value. Never holds one.
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +61,13 @@ impl ResolveError {
 pub struct Resolver {
     vault: Option<Arc<dyn Vault>>,
     cache: Mutex<HashMap<String, (Instant, SecretString)>>,
+    said: Said,
 }
 
 impl Resolver {
     /// A resolver that asks the given vault, or none.
     pub fn new(vault: Option<Arc<dyn Vault>>) -> Self {
-        Self { vault, cache: Mutex::default() }
+        Self { vault, cache: Mutex::default(), said: Said::default() }
     }
 
     /// The vault that it asks.
@@ -77,6 +79,12 @@ impl Resolver {
     /// short cache has run out.
     pub fn forget(&self, name: &str) {
         self.lock().remove(name);
+        self.said.forget(name);
+    }
+
+    /// What the vault said last of a secret's versions.
+    pub(crate) fn said(&self) -> &Said {
+        &self.said
     }
 
     /// The value of a text, its references resolved.
@@ -185,6 +193,9 @@ mod tests {
             unreachable!()
         }
         async fn drop_pending(&self, _: &str, _: &Token) -> Answer<()> {
+            unreachable!()
+        }
+        async fn drop_previous(&self, _: &str, _: &Token) -> Answer<()> {
             unreachable!()
         }
     }

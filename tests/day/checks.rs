@@ -41,11 +41,23 @@ async fn deliveries(week: &Week, report: &mut Report) -> Result<()> {
         "select count(*) from (select 1 from nightporter.event group by source, delivery_id having count(*) > 1) t";
     report.check("deliveries that were signed for: booked", promised.len(), week.team.count(&booked).await?);
     report.check("… and their jobs completed", promised.len(), week.team.count(&done).await?);
+    gate(week, report);
     report.check("deliveries that are booked twice", 0, week.team.count(twice).await?);
     report.check("deliveries refused", 0, week.senders.refused);
     report.figure("deliveries", promised.len());
     report.figure("deliveries_repeated", week.senders.repeats);
     Ok(())
+}
+
+/// Each deployment's check was answered, once.
+fn gate(week: &Week, report: &mut Report) {
+    let runs = week.team.vercel.hub(|hub| hub.check_runs.clone());
+    let concluded = |conclusion: &str| runs.iter().filter(|run| run["conclusion"] == conclusion).count();
+    // The first deploy was before the shop was open, and gated by nobody.
+    report.check("deployments that the gate let through", week.deploys - 1, concluded("succeeded"));
+    report.check("… and that it kept out", week.failures, concluded("failed"));
+    let answers: u64 = runs.iter().filter_map(|run| run["answers"].as_u64()).sum();
+    report.check("answers to checks", runs.len(), answers);
 }
 
 /// The team was told of each push and sign-up, and of none under two ids.

@@ -3,11 +3,15 @@
 
 mod checks;
 mod clock;
+mod gate;
+mod lodge;
 mod patience;
 mod report;
+mod rotation;
 mod senders;
 mod shop;
 mod team;
+mod vault;
 mod week;
 
 use std::path::{Path, PathBuf};

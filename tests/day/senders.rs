@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use axum::http::StatusCode;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
 use producer::source_type;
 use producer::sources::signed_sample;
 use serde_json::Value;
@@ -67,22 +68,34 @@ impl Senders {
         let secret = secret.to_owned().into();
         let sample = signed_sample(kind_of_source, kind, &changes, &secret, Uuid::from_u128(nonce), team.clock.now())
             .map_err(|problem| anyhow::anyhow!("{problem}"))?;
+        let signed = (sample.headers, Bytes::from(sample.body));
+        let known = self.promised.contains_key(&(source.to_owned(), nonce));
+        if self.deliver(team, source, nonce, &signed).await?.is_some() && !known {
+            self.subjects.push(subject);
+        }
+        Ok(())
+    }
+
+    /// Delivers what is signed; the event that was promised, if one was.
+    pub(crate) async fn deliver(
+        &mut self,
+        team: &Team,
+        source: &str,
+        nonce: u128,
+        (headers, body): &(HeaderMap, Bytes),
+    ) -> Result<Option<String>> {
         let url = format!("{}/webhooks/{source}", team.porter.process.server());
-        let answer = team.http.post(url).headers(sample.headers).body(sample.body).send().await;
+        let answer = team.http.post(url).headers(headers.clone()).body(body.clone()).send().await;
         let answer = answer.context("the porter does not answer")?;
         let status = answer.status();
         if !status.is_success() {
             self.refused += 1;
-            return Ok(());
+            return Ok(None);
         }
         let answer: Value = answer.json().await?;
         let event = answer["event_id"].as_str().context("a 2xx without an event")?.to_owned();
-        if status == StatusCode::OK {
-            self.repeats += 1;
-        } else {
-            self.subjects.push(subject);
-        }
-        self.promised.insert((source.to_owned(), nonce), event);
-        Ok(())
+        self.repeats += usize::from(status == StatusCode::OK);
+        self.promised.insert((source.to_owned(), nonce), event.clone());
+        Ok(Some(event))
     }
 }

@@ -1,8 +1,12 @@
 //! The application: a shop that uses Prisma, with users, sessions and audit logs, its migrations, and the life in it.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::patience::wait_for;
 
 /// Sessions are kept so long, audit logs so long: the retention of the configuration.
 pub(crate) const SESSIONS_KEPT: TimeDelta = TimeDelta::days(30);
@@ -69,6 +73,9 @@ pub(crate) const BAD_SQL: &str = "CREATE UNIQUE INDEX \"users_name_key\" ON \"us
 pub(crate) const MENDED_SQL: &str = "UPDATE \"users\" SET \"name\" = \"name\" || ' ' || \"id\";\n\
      CREATE UNIQUE INDEX \"users_name_key\" ON \"users\"(\"name\");\n";
 
+/// The password that the shop begins with.
+const FIRST_PASSWORD: &str = "the-first-password-of-the-shop";
+
 /// Rounds of rows from here on came while the day went on.
 const NEW: i64 = 9000;
 
@@ -76,6 +83,8 @@ const NEW: i64 = 9000;
 pub(crate) struct Shop {
     /// A superuser's address: what the shop itself does is done as one that may.
     pub(crate) url: String,
+    /// What the names of its roles begin with.
+    pub(crate) role: String,
     /// Rows that came since, by table.
     pub(crate) sessions_since: i64,
     pub(crate) logs_since: i64,
@@ -91,9 +100,50 @@ pub(crate) struct Counts {
 }
 
 impl Shop {
-    /// An empty database on the server.
-    pub(crate) async fn open() -> Self {
-        Self { url: tests::postgres::fresh_database().await, sessions_since: 0, logs_since: 0 }
+    /// An empty database on the server, with the two roles that the shop signs in as in turn.
+    pub(crate) async fn open() -> Result<Self> {
+        let url = tests::postgres::fresh_database().await;
+        let role = url.rsplit('/').next().unwrap_or_default().to_owned();
+        let shop = Self { url, role, sessions_since: 0, logs_since: 0 };
+        let role = &shop.role;
+        shop.run(&format!(
+            "create role {role} nologin;
+             create role {role}_a login in role {role} password '{FIRST_PASSWORD}';
+             create role {role}_b nologin in role {role};
+             alter default privileges grant select, insert, update, delete on tables to {role};"
+        ))
+        .await?;
+        shop.ask_for_passwords().await?;
+        Ok(shop)
+    }
+
+    /// Has the server ask the shop's roles for their passwords; others are believed, as in all tests.
+    async fn ask_for_passwords(&self) -> Result<()> {
+        let question = "select current_setting('hba_file'), pg_read_file(current_setting('hba_file'))";
+        let (file, rules): (String, String) = sqlx::query_as(question).fetch_one(&mut self.connect().await?).await?;
+        let role = &self.role;
+        let rules = format!("host all {role}_a,{role}_b 127.0.0.1/32 scram-sha-256\n{rules}");
+        self.run(&format!(
+            "copy (select * from unnest(string_to_array($rules${rules}$rules$, e'\\n')))
+               to '{file}' (format csv, quote e'\\x01', delimiter e'\\x02');
+             select pg_reload_conf();"
+        ))
+        .await?;
+        let wrong = self.address_of('a', "wrong");
+        wait_for("the server asks for passwords", Duration::from_mins(1), async || {
+            Ok(PgConnection::connect(&wrong).await.is_err().then_some(()))
+        })
+        .await
+    }
+
+    /// Where the shop signs in as one of its roles.
+    fn address_of(&self, which: char, password: &str) -> String {
+        self.url.replace("//postgres@", &format!("//{}_{which}:{password}@", self.role))
+    }
+
+    /// Where it signs in at first.
+    pub(crate) fn first_address(&self) -> String {
+        self.address_of('a', FIRST_PASSWORD)
     }
 
     pub(crate) async fn connect(&self) -> Result<PgConnection> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -10,16 +10,21 @@ use tests::binary::{House, Running};
 use tests::migration_world::{Github, TOKEN};
 use tests::receiver::Receiver;
 use tests::s3::{Bucket, CREDENTIALS};
+use tests::vercel::Vercel;
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::patience::wait_for;
 use crate::shop::Shop;
+use crate::vault;
 
 /// 24 bytes in base64: the team's, and Clerk's.
 pub(crate) const WEBHOOK_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// GitHub's.
 pub(crate) const GITHUB_SECRET: &str = "a secret that GitHub and the porter share";
+
+/// Vercel's.
+pub(crate) const VERCEL_SECRET: &str = "a secret that Vercel and the porter share";
 
 /// A job of a gigabyte takes its time on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(30);
@@ -29,6 +34,7 @@ pub(crate) struct Team {
     pub(crate) clock: Clock,
     pub(crate) shop: Shop,
     pub(crate) github: Github,
+    pub(crate) vercel: Vercel,
     /// Where the team reads its messages.
     pub(crate) chat: Receiver,
     pub(crate) bucket: Bucket,
@@ -38,6 +44,8 @@ pub(crate) struct Team {
     pub(crate) workers: Vec<Machine>,
     /// How many machines were lost.
     pub(crate) lost: usize,
+    /// What the names of its secrets begin with.
+    pub(crate) prefix: String,
     token: String,
     config: String,
 }
@@ -54,21 +62,22 @@ impl Team {
         let clock = Clock::of_the_environment(&tests::server(tests::postgres::SERVER))?;
         // Before anybody looks at it: what passed until then is no downtime.
         clock.advance_to(now).await?;
-        let shop = Shop::open().await;
-        let github = Github::default();
+        let shop = Shop::open().await?;
+        let (github, vercel) = (Github::default(), Vercel::default());
         let (chat, bucket) = (Receiver::start().await, Bucket::on_server().await);
         let ledger = tests::postgres::fresh_database().await;
         let token = format!("np_{}", Uuid::new_v4().simple());
         let prefix = format!("day-{}", Uuid::new_v4().simple());
         let secrets = [
             ("operators", json!({"token": token})),
-            ("webhooks", json!({"github": GITHUB_SECRET, "clerk": WEBHOOK_SECRET, "team": WEBHOOK_SECRET})),
-            ("github", json!({"token": TOKEN})),
+            ("webhooks", webhook_secrets()),
+            ("tokens", json!({"github": TOKEN, "vercel": tests::vercel::TOKEN})),
             ("database", json!({"url": shop.url})),
+            ("shop", json!({"url": shop.first_address()})),
             ("store", json!({"credentials": CREDENTIALS})),
         ];
         for (name, value) in secrets {
-            keep_secret(&bucket.endpoint, &format!("{prefix}/{name}"), &value).await?;
+            vault::keep(&bucket.endpoint, &format!("{prefix}/{name}"), &value).await?;
         }
         let config = include_str!("nightporter.toml")
             .replace("{prefix}", &prefix)
@@ -76,12 +85,30 @@ impl Team {
             .replace("{broker}", &tests::server("NIGHTPORTER_TEST_AMQP"))
             .replace("{aws}", &bucket.endpoint)
             .replace("{github}", github.start().await.as_str())
+            .replace("{vercel}", vercel.start().await.as_str())
+            .replace("{project}", tests::vercel::PROJECT)
             .replace("{store}", &bucket.store_url())
-            .replace("{team}", &chat.url);
+            .replace("{team}", &chat.url)
+            .replace("{role}", &shop.role);
         let [porter, one, two] = ["serve", "work", "work"].map(|role| Machine::start(&config, &token, &clock, role));
         let http = worker::world::http_client();
         let workers = vec![one, two];
-        Ok(Self { clock, shop, github, chat, bucket, ledger, http, porter, workers, lost: 0, token, config })
+        Ok(Self {
+            clock,
+            shop,
+            github,
+            vercel,
+            chat,
+            bucket,
+            ledger,
+            http,
+            porter,
+            workers,
+            lost: 0,
+            prefix,
+            token,
+            config,
+        })
     }
 
     /// What the operators' API answers.
@@ -141,29 +168,21 @@ impl Team {
 
 impl Machine {
     fn start(config: &str, token: &str, clock: &Clock, role: &str) -> Self {
-        let environment = clock.environment();
-        let environment = environment.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let aws =
-            [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
-        let environment: Vec<(&str, &str)> = environment.chain(aws).collect();
+        let environment = environment(clock);
+        let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
         let house = House::new(config).with_environment(&environment).with_environment(&[("NIGHTPORTER_TOKEN", token)]);
         let process = house.start(role);
         Self { house, process }
     }
 }
 
-/// Puts a secret into the vault.
-async fn keep_secret(endpoint: &str, name: &str, value: &Value) -> Result<()> {
-    let request = json!({"Name": name, "SecretString": value.to_string(), "ClientRequestToken": Uuid::new_v4()});
-    let signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, SignedHeaders=host, \
-                  Signature=none";
-    let kept = worker::world::http_client()
-        .post(endpoint)
-        .header("x-amz-target", "secretsmanager.CreateSecret")
-        .header("content-type", "application/x-amz-json-1.1")
-        .header("authorization", signed)
-        .body(request.to_string());
-    let answer = kept.send().await.context("the vault does not answer")?;
-    ensure!(answer.status().is_success(), "the vault does not take {name}: {}", answer.status());
-    Ok(())
+fn webhook_secrets() -> Value {
+    json!({"github": GITHUB_SECRET, "vercel": VERCEL_SECRET, "clerk": WEBHOOK_SECRET, "team": WEBHOOK_SECRET})
+}
+
+/// What each of Nightporter's processes is started with.
+pub(crate) fn environment(clock: &Clock) -> Vec<(String, String)> {
+    let aws = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
+    let aws = aws.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    clock.environment().into_iter().chain(aws).collect()
 }

@@ -6,8 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Datelike, NaiveTime, TimeDelta, Utc};
 use serde_json::Value;
 
+use crate::gate;
+use crate::lodge;
 use crate::patience::wait_for;
 use crate::report::Report;
+use crate::rotation;
 use crate::senders::Senders;
 use crate::shop::{self, Counts};
 use crate::team::{PATIENCE, Team};
@@ -96,8 +99,15 @@ impl Week {
         if self.is_day_of(3, day) {
             self.failing_deploy(report).await?;
         }
+        if self.is_day_of(4, day) {
+            self.team.at_rest().await?;
+            rotation::rotate(&self.team, report).await?;
+        }
         if self.is_day_of(5, day) {
             self.lost_porter(report).await?;
+        }
+        if self.is_day_of(6, day) {
+            lodge::lose(&self.team, report).await?;
         }
         Ok(())
     }
@@ -155,11 +165,12 @@ impl Week {
         let path = format!("{}/migration.sql", shop::UNIQUE_NAMES);
         let before = [shop::LOCK, shop::FIRST_MIGRATION, one, two];
         let bad = self.team.github.commit(&[&before[..], &[(&path, shop::BAD_SQL)]].concat());
-        let run = self.team.run("deploy", &bad).await?;
-        ensure!(run["state"] == "failed", "a migration that cannot be applied: {run}");
+        let gated = gate::deploy(&self.team, &mut self.senders, &bad).await?;
+        ensure!(gated.conclusion == "failed", "a migration that cannot be applied: {}", gated.run);
+        let run = gated.run;
         self.failures += 1;
         let reason = job_of(&run, "migrate")?["reason"].as_str().unwrap_or_default().to_owned();
-        report.say(&format!("  a deploy failed: {}", reason.lines().next().unwrap_or_default()));
+        report.say(&format!("  the gate kept a deploy out: {}", reason.lines().next().unwrap_or_default()));
         // What the message says is to be done: `prisma migrate resolve --rolled-back`, as Prisma does it.
         let resolve = format!(
             "update _prisma_migrations set rolled_back_at = now() where migration_name = '{}' and finished_at is null",
@@ -171,11 +182,11 @@ impl Week {
     }
 
     async fn deployed(&mut self, commit: &str, migrations: usize, report: &mut Report) -> Result<()> {
-        let run = self.team.run("deploy", commit).await?;
-        ensure!(run["state"] == "completed", "a deploy: {run}");
+        let gate::Gated { conclusion, run } = gate::deploy(&self.team, &mut self.senders, commit).await?;
+        ensure!(conclusion == "succeeded" && run["state"] == "completed", "a deploy: {conclusion}: {run}");
         let migrate = job_of(&run, "migrate")?;
         ensure!(migrate["output"]["count"] == migrations, "not what was committed: {migrate}");
-        report.say(&format!("  a deploy: {}", migrate["output"]["applied"]));
+        report.say(&format!("  the gate let a deploy through: {}", migrate["output"]["applied"]));
         self.migrations += migrations;
         self.deploys += 1;
         Ok(())

@@ -433,6 +433,7 @@ fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
         "$         nightporter jobs replay ",
         "made job ",
         "in the CRM, once",
+        "the shop's file has the new key",
         "deleted, which no tier keeps",
         "Done",
     ] {

@@ -1,8 +1,13 @@
 //! `rotate`: secrets are exchanged, and nobody is locked out on the way.
 
+mod aws_key;
+mod configuration;
 mod engine;
+mod github_secret;
 mod kills;
 mod postgres;
+mod vercel;
+mod webhook;
 
 use serde_json::{Value, json};
 use tests::rotation_world::RotationWorld;

@@ -26,6 +26,7 @@ on_every_vault!(
     one_version_is_pending_at_a_time,
     a_promotion_is_a_compare_and_swap_and_may_be_repeated,
     a_pending_version_may_be_dropped_and_nothing_else,
+    a_previous_version_may_be_dropped_and_nothing_else,
     a_version_that_was_left_behind_gives_way_to_the_next,
     what_is_not_there_is_not_found,
     a_list_has_every_secret_with_its_labels,
@@ -128,6 +129,20 @@ async fn a_pending_version_may_be_dropped_and_nothing_else(t: TestVault) {
     assert!(matches!(t.vault.value(&name, &second).await, Err(VaultError::NotFound)));
     assert_eq!((current(&t, &name).await.as_str(), labels(&t, &name, &first).await), ("one", vec![Label::Current]));
     assert!(is_conflict(t.vault.promote(&name, &second, &first).await), "it was dropped");
+}
+
+async fn a_previous_version_may_be_dropped_and_nothing_else(t: TestVault) {
+    let (name, first) = t.secret("one").await;
+    let second = token();
+    t.vault.put_pending(&name, &second, &"two".into()).await.unwrap();
+    t.vault.promote(&name, &second, &first).await.unwrap();
+    assert_eq!(labels(&t, &name, &first).await, [Label::Previous]);
+    for _ in 0..2 {
+        t.vault.drop_previous(&name, &second).await.expect("it is not the previous one");
+        t.vault.drop_previous(&name, &first).await.expect("twice is as once");
+        assert!(labels(&t, &name, &first).await.is_empty());
+        assert_eq!((current(&t, &name).await, labels(&t, &name, &second).await), ("two".into(), vec![Label::Current]));
+    }
 }
 
 async fn a_version_that_was_left_behind_gives_way_to_the_next(t: TestVault) {

@@ -20,6 +20,7 @@ use worker::migrations::folder::{self, Folder};
 use worker::migrations::{Engine, History, Patience, open_postgres_with, open_sqlite_with};
 
 use crate::github_hooks::{Hooks, Sending};
+use crate::github_secrets::Secrets;
 use crate::github_statuses::Statuses;
 use crate::github_workflows::{Answer, Workflows};
 
@@ -198,6 +199,7 @@ struct Hub {
     main: Vec<String>,
     truncated: bool,
     workflows: Workflows,
+    secrets: Secrets,
     hooks: Hooks,
     /// The time that its webhook's deliveries are said to be sent at.
     now: Option<Timestamp>,
@@ -261,6 +263,11 @@ impl Github {
         change(&mut self.lock().workflows)
     }
 
+    /// Looks at its secrets and hooks, or changes them.
+    pub fn secrets<T>(&self, change: impl FnOnce(&mut Secrets) -> T) -> T {
+        change(&mut self.lock().secrets)
+    }
+
     /// Looks at its webhook, or changes it.
     pub fn hooks<T>(&self, change: impl FnOnce(&mut Hooks) -> T) -> T {
         change(&mut self.lock().hooks)
@@ -322,6 +329,15 @@ async fn answer(
         return (StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "Bad credentials"}))).into_response();
     }
     let below = uri.path().strip_prefix("/api/v3/").unwrap_or_default();
+    let path = below.strip_prefix("repos/acme/app/").unwrap_or_default();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if let Some((answer, outgoing)) = hub.secrets.answer(&method, path, &body) {
+        drop(hub);
+        if let Some(delivery) = outgoing {
+            tokio::spawn(async move { delivery.send(&worker::world::http_client()).await });
+        }
+        return said(answer);
+    }
     let hooks =
         ["repos/acme/app/hooks", "orgs/acme/hooks"].into_iter().find_map(|of| Some((of, below.strip_prefix(of)?)));
     if let Some((of, path)) = hooks {
@@ -337,25 +353,24 @@ async fn answer(
             Answer::Break => std::panic::resume_unwind(Box::new("lost")),
         };
     }
-    let path = below.strip_prefix("repos/acme/app/").unwrap_or_default();
-    let body = serde_json::from_slice(&body).unwrap_or_default();
     let answered = match path.strip_prefix("actions/") {
         Some(path) => Some(hub.workflows.answer(&method, path, &query, &body)),
         None => hub.statuses.answer(&method, path, &body).map(Some),
     };
     if let Some(answered) = answered {
-        return match answered {
-            Some(Answer::Say(StatusCode::NO_CONTENT, _)) => StatusCode::NO_CONTENT.into_response(),
-            Some(Answer::Say(status, body)) => (status, axum::Json(body)).into_response(),
-            Some(Answer::Break) => {
-                drop(hub);
-                // Ends the connection's task, and with it the connection; `resume_unwind` prints nothing.
-                std::panic::resume_unwind(Box::new("lost"))
-            }
-            None => not_found(),
-        };
+        drop(hub);
+        return answered.map_or_else(not_found, said);
     }
     hub.find(path, &query).map_or_else(not_found, |body| axum::Json(body).into_response())
+}
+
+fn said(answer: Answer) -> Response {
+    match answer {
+        Answer::Say(StatusCode::NO_CONTENT, _) => StatusCode::NO_CONTENT.into_response(),
+        Answer::Say(status, body) => (status, axum::Json(body)).into_response(),
+        // Ends the connection's task, and with it the connection; `resume_unwind` prints nothing.
+        Answer::Break => std::panic::resume_unwind(Box::new("lost")),
+    }
 }
 
 fn not_found() -> Response {

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use schemas::api::JobView;
 use schemas::{JobId, JobState};
 use secrets::ExposeSecret;
 use secrets::vaults::{Label, Token};
 use serde_json::{Value, json};
 use worker::WorldConfig;
 use worker::rotations::RotationConfig;
+use worker::world::Connections;
 
 use crate::backup_world::{BackupWorld, database_config};
 use crate::vaults::TestVault;
@@ -31,6 +33,34 @@ impl RotationWorld {
         let config = config(&secret, rotation, database);
         let world = BackupWorld::with_vault_by_hand(config, t.vault.clone()).await;
         Self { t, world, secret, first }
+    }
+
+    /// The same, with connections to services.
+    pub async fn connected(t: TestVault, value: &str, rotation: Value, connections: Connections) -> Self {
+        let (secret, first) = t.secret(value).await;
+        let config = WorldConfig { connections, ..config(&secret, rotation, None) };
+        let world = BackupWorld::with_vault_by_hand(config, t.vault.clone()).await;
+        Self { t, world, secret, first }
+    }
+
+    /// Lets time pass in small steps until the job has ended, doing something outside before each; how it ended.
+    pub async fn drive(&self, job: JobId, meanwhile: impl AsyncFnMut()) -> JobView {
+        self.drive_by(Duration::from_secs(50), job, meanwhile).await
+    }
+
+    /// The same, in steps of that length.
+    pub async fn drive_by(&self, step: Duration, job: JobId, mut meanwhile: impl AsyncFnMut()) -> JobView {
+        const ENDS: [JobState; 3] = [JobState::Completed, JobState::Discarded, JobState::Cancelled];
+        const SLEEPS: [JobState; 2] = [JobState::Scheduled, JobState::Retryable];
+        for _ in 0..2000 {
+            let view = self.world.wait_for(job, &[ENDS.as_slice(), &SLEEPS].concat()).await;
+            if ENDS.contains(&view.state) {
+                return view;
+            }
+            meanwhile().await;
+            self.world.pass(step).await;
+        }
+        panic!("it does not end: {:?}", self.world.queue.ledger().job(job).await);
     }
 
     /// The job's arguments.

@@ -19,6 +19,8 @@ pub struct Context {
     queue: Queue,
     world: Arc<World>,
     job: Facts,
+    /// Stands before the names of steps.
+    below: String,
 }
 
 /// What a handler may know of its own job.
@@ -45,7 +47,14 @@ impl Context {
             run: job.run,
             failures: job.failures,
         };
-        Self { queue, world, job }
+        Self { queue, world, job, below: String::new() }
+    }
+
+    /// The same view for a part of the job: its steps have this name before their own, so that several parts of a kind
+    /// have steps of their own.
+    pub(crate) fn below(&self, name: &str) -> Self {
+        let below = format!("{}{name}: ", self.below);
+        Self { queue: self.queue.clone(), world: Arc::clone(&self.world), job: self.job.clone(), below }
     }
 
     /// The job that runs.
@@ -85,11 +94,13 @@ impl Context {
     /// Comes to a step: a named checkpoint, unique in the job. It is written as started, fenced, before this returns,
     /// so that a stale attempt has no effect.
     pub async fn step<T: DeserializeOwned>(&self, name: &str) -> Result<Step<'_, T>, Failure> {
+        let name = format!("{}{name}", self.below);
         reached("step starting");
-        let state = self.queue.ledger().start_step(self.job.attempt, name, self.now()).await;
+        let state = self.queue.ledger().start_step(self.job.attempt, &name, self.now()).await;
         reached("step started");
-        let open = OpenStep { cx: self, name: name.to_owned() };
-        match state.map_err(|error| not_written(error, name))? {
+        let state = state.map_err(|error| not_written(error, &name))?;
+        let open = OpenStep { cx: self, name };
+        match state {
             StepState::Fresh => Ok(Step::Fresh(open)),
             StepState::Unknown => Ok(Step::Unknown(open)),
             StepState::Finished(result) => {

@@ -52,6 +52,29 @@ impl<'r> Repository<'r> {
         rest::get(self, path, query, what, advice).await
     }
 
+    /// The same of what may not be there.
+    pub(crate) async fn get_if_there<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        what: &str,
+        advice: &Advice,
+    ) -> Result<Option<T>, Failure> {
+        match self.get(path, "", what, advice).await {
+            Err(failure) if status_of(&failure) == Some(404) => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    /// Puts something in its place.
+    pub(crate) async fn put(&self, path: &[&str], body: &Value, what: &str, advice: &Advice) -> Sent {
+        change(self, Method::PUT, (path, ""), Some(body), what, advice).await
+    }
+
+    /// Changes something.
+    pub(crate) async fn patch(&self, path: &[&str], body: &Value, what: &str, advice: &Advice) -> Sent {
+        change(self, Method::PATCH, (path, ""), Some(body), what, advice).await
+    }
+
     /// Asks for a page of something, and for the `cursor` of the next one.
     pub(crate) async fn get_page<T: DeserializeOwned>(
         &self,

@@ -4,6 +4,7 @@
 //! [`channels`] and [`rotations`].
 
 mod assertion;
+mod aws;
 pub mod backups;
 pub mod channels;
 mod consumer;

@@ -16,6 +16,18 @@ pub(crate) fn s3(operation: &'static str, bucket: &str) -> Span {
     )
 }
 
+/// A call of AWS's query protocol.
+pub(crate) fn aws(service: &'static str, operation: &'static str) -> Span {
+    info_span!(
+        "aws",
+        otel.name = format!("{service}/{operation}"),
+        otel.kind = "client",
+        rpc.system = "aws-api",
+        rpc.service = service,
+        rpc.method = operation,
+    )
+}
+
 /// A program that is run: `pg_dump`, `pg_restore`.
 pub(crate) fn program(name: &'static str) -> Span {
     info_span!("program", otel.name = name, otel.kind = "client", process.executable.name = name)

@@ -42,6 +42,9 @@ pub(crate) enum Command {
         /// Put it into this field of the secret, which is a JSON object, and leave the others.
         #[arg(long)]
         field: Option<String>,
+        /// Hand it in to the rotation that waits for it: it becomes the pending version of this name, which is the job's.
+        #[arg(long, value_name = "JOB")]
+        pending: Option<Token>,
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
@@ -75,7 +78,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<(), Failure
             let found = open(global).await?.describe(&name).await.map_err(|error| of(&name, error))?;
             global.output().print(&found, show)
         }
-        Command::Put { name, field, dry_run } => put(&name, field.as_deref(), dry_run, global).await,
+        Command::Put { name, field, pending, dry_run } => put(&name, field.as_deref(), pending, dry_run, global).await,
         Command::DropPending { name, version, dry_run } => drop_pending(&name, &version, dry_run, global).await,
         Command::Key { file } => key(&file, global),
         Command::Init => init(global).await,
@@ -91,7 +94,13 @@ async fn open(global: &Global) -> Result<Arc<dyn Vault>, Failure> {
 
 /// Puts a value in as a rotation does: pending first, then current by a compare-and-swap, so that nothing is overwritten
 /// that came in between.
-async fn put(name: &str, field: Option<&str>, dry_run: bool, global: &Global) -> Result<(), Failure> {
+async fn put(
+    name: &str,
+    field: Option<&str>,
+    pending: Option<Token>,
+    dry_run: bool,
+    global: &Global,
+) -> Result<(), Failure> {
     let vault = open(global).await?;
     let there = match vault.describe(name).await {
         Ok(there) => Some(there),
@@ -109,9 +118,14 @@ async fn put(name: &str, field: Option<&str>, dry_run: bool, global: &Global) ->
             with_field(fields, field, &value)
         }
     };
-    let token = Token::from(Uuid::new_v4());
+    let hands_in = pending.is_some();
+    if hands_in && there.is_none() {
+        return Err(of(name, VaultError::NotFound));
+    }
+    let token = pending.unwrap_or_else(|| Token::from(Uuid::new_v4()));
     if !dry_run {
         let written = match &there {
+            Some(_) if hands_in => vault.put_pending(name, &token, &value).await,
             None => vault.create(name, &token, &value).await,
             Some(there) => replace(&*vault, there, &token, &value).await,
         };
@@ -120,6 +134,8 @@ async fn put(name: &str, field: Option<&str>, dry_run: bool, global: &Global) ->
     let said = match (&there, dry_run) {
         (None, false) => "made",
         (None, true) => "would be made",
+        (Some(_), false) if hands_in => "has a new pending version, for the rotation that waits for it",
+        (Some(_), true) if hands_in => "would have a new pending version",
         (Some(_), false) => "has a new current version",
         (Some(_), true) => "would have a new current version",
     };

@@ -28,6 +28,7 @@ const PLACES: [&[&str]; 20] = [
     &["channels", "*", "heartbeat", "url"],
     &["heartbeat", "url"],
     &["credentials", "*", "headers", "*"],
+    &["rotations", "*", "aws_access_key", "credentials"],
 ];
 
 /// A warning for each literal secret.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use producer::{RouteConfig, Routes, RunConfig, ScheduleConfig, SourceConfig, Sources, Startable};
 use schemas::runbook::RunbookConfig;
 use schemas::{Names, Problem, Runbook, Schedule};
+use secrets::SecretText;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use worker::WorldConfig;
@@ -113,6 +114,8 @@ impl Reader<'_> {
         let startable = Startable { catalog: Arc::clone(&catalog), runbooks: Arc::new(runbooks) };
         world.runbooks = Arc::clone(&startable.runbooks);
         let sources = self.sources();
+        self.check_webhooks(&world.rotations, &sources);
+        self.check_connections(&world.rotations);
         let routes = self.routes(&startable, &sources);
         let schedules = self.schedules(&startable);
         let amqp = self.amqp(queue.as_ref(), &catalog);
@@ -457,6 +460,41 @@ impl Reader<'_> {
                 continue;
             };
             self.problem(problem.within(name).within("queues").within("worker"));
+        }
+    }
+
+    /// What a rotation of a source's secret changes must be what the source accepts.
+    fn check_webhooks(&mut self, rotations: &BTreeMap<String, RotationConfig>, sources: &Sources) {
+        let known = self.document.names(&["sources"]);
+        for (name, rotation) in rotations {
+            let Some(webhook) = &rotation.webhook else { continue };
+            let problem = match sources.get(&webhook.source) {
+                None if known.contains(&webhook.source) => continue, // What is wrong with it is said there.
+                None => Problem::unknown("source", &webhook.source, known.iter().map(String::as_str)),
+                Some(source) => {
+                    let reference = webhook.reference(&rotation.secret);
+                    if source.secrets().iter().any(|secret| SecretText::parse(&reference).as_ref() == Ok(secret)) {
+                        continue;
+                    }
+                    Problem::new("the source does not accept this secret")
+                        .help(format!("write \"{reference}\" into `secrets` of [sources.{}]", webhook.source))
+                }
+            };
+            self.problem(problem.within("source").within("webhook").within(name).within("rotations"));
+        }
+    }
+
+    /// Rotations that reach a service need its connection.
+    fn check_connections(&mut self, rotations: &BTreeMap<String, RotationConfig>) {
+        for (name, rotation) in rotations {
+            for (service, place) in rotation.connections() {
+                if self.document.part(&["connections", service]).is_none() {
+                    let help = format!("add [connections.{service}] with a token");
+                    let problem = Problem::new("this needs a connection that is not configured").help(help);
+                    let problem = place.into_iter().rev().fold(problem, |problem, step| problem.within(step));
+                    self.problem(problem.within(name).within("rotations"));
+                }
+            }
         }
     }
 

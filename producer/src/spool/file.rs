@@ -15,6 +15,8 @@ use crate::delivery::{Delivery, KeptHeaders};
 struct Head {
     source: String,
     headers: KeptHeaders,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signed_with: Option<String>,
     received_at: Timestamp,
     trace: TraceContext,
     /// Of the body, in hex: a file that a disk has damaged is no delivery.
@@ -37,6 +39,7 @@ pub(super) fn encode(delivery: &Delivery) -> [Vec<u8>; 2] {
     let head = Head {
         source: delivery.source.clone(),
         headers: delivery.headers.clone(),
+        signed_with: delivery.signed_with.clone(),
         received_at: delivery.received_at,
         trace: delivery.trace.clone(),
         sha256: hex::encode(Sha256::digest(&delivery.body)),
@@ -56,8 +59,8 @@ pub(super) fn decode(contents: Vec<u8>) -> Result<Delivery, Damaged> {
     if hex::encode(Sha256::digest(&body)) != head.sha256 {
         return Err(Damaged::Body);
     }
-    let Head { source, headers, received_at, trace, .. } = head;
-    Ok(Delivery { source, headers, body, received_at, trace })
+    let Head { source, headers, signed_with, received_at, trace, .. } = head;
+    Ok(Delivery { source, headers, signed_with, body, received_at, trace })
 }
 
 /// Writes a new file whose bytes are on disk when this returns.

@@ -61,6 +61,9 @@ pub struct NewDelivery {
     pub trace: TraceContext,
 }
 
+/// Stands among the kept headers of a delivery: the version, in the vault, of the secret that signed it.
+pub const SIGNED_WITH: &str = "nightporter-signed-with";
+
 /// A delivery's body as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredBody {
@@ -70,7 +73,7 @@ pub struct StoredBody {
     pub compressed: Vec<u8>,
     /// The content type that they came with.
     pub content_type: String,
-    /// The headers worth keeping, as a JSON object; no signatures.
+    /// The headers worth keeping, as a JSON object; no signatures. [`SIGNED_WITH`] may stand beside them.
     pub headers: String,
 }
 

@@ -51,9 +51,9 @@ impl AwsVault {
         secret.secret_string().map(Into::into).ok_or(VaultError::NotFound)
     }
 
-    /// Takes the label off a version.
-    async fn unlabel(&self, name: &str, token: &Token) -> Result<(), VaultError> {
-        let change = self.client.update_secret_version_stage().secret_id(name).version_stage(Label::Pending.as_str());
+    /// Takes a label off a version.
+    async fn unlabel(&self, name: &str, token: &Token, label: Label) -> Result<(), VaultError> {
+        let change = self.client.update_secret_version_stage().secret_id(name).version_stage(label.as_str());
         change.remove_from_version_id(token.as_str()).send().await.map_err(said)?;
         Ok(())
     }
@@ -157,12 +157,17 @@ impl Vault for AwsVault {
                 _ => said(error),
             })?;
         }
-        if promotion == Promotion::Done { Ok(()) } else { self.unlabel(name, token).await }
+        if promotion == Promotion::Done { Ok(()) } else { self.unlabel(name, token, Label::Pending).await }
     }
 
     async fn drop_pending(&self, name: &str, token: &Token) -> Result<(), VaultError> {
         let secret = self.describe(name).await?;
-        if secret.has(token, Label::Pending) { self.unlabel(name, token).await } else { Ok(()) }
+        if secret.has(token, Label::Pending) { self.unlabel(name, token, Label::Pending).await } else { Ok(()) }
+    }
+
+    async fn drop_previous(&self, name: &str, token: &Token) -> Result<(), VaultError> {
+        let secret = self.describe(name).await?;
+        if secret.has(token, Label::Previous) { self.unlabel(name, token, Label::Previous).await } else { Ok(()) }
     }
 }
 

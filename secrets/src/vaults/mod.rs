@@ -71,6 +71,10 @@ pub trait Vault: Send + Sync {
 
     /// Takes the label off this version, if it is the pending one. Nothing is done where it is not.
     async fn drop_pending(&self, name: &str, token: &Token) -> Result<(), VaultError>;
+
+    /// Takes the label off this version, if it is the previous one: nobody is to accept it any more. Nothing is done where
+    /// it is not.
+    async fn drop_previous(&self, name: &str, token: &Token) -> Result<(), VaultError>;
 }
 
 /// Names a version: 32 to 64 letters, digits and hyphens.

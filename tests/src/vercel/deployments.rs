@@ -157,6 +157,7 @@ impl Hub {
         });
         made.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
         self.deployments.push(made.clone());
+        self.build(&id);
         Answer::ok(made)
     }
 }

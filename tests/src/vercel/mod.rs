@@ -5,6 +5,7 @@
 
 mod checks;
 mod deployments;
+mod environment;
 mod moves;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -33,7 +34,8 @@ pub const PROJECT: &str = "prj_app";
 pub const PROJECT_NAME: &str = "app";
 
 /// The parts, asked one after the other.
-const PARTS: &[fn(&mut Hub, &Call<'_>) -> Option<Answer>] = &[deployments::answer, checks::answer, moves::answer];
+const PARTS: &[fn(&mut Hub, &Call<'_>) -> Option<Answer>] =
+    &[deployments::answer, checks::answer, moves::answer, environment::answer];
 
 /// The stub; clones are the same one.
 #[derive(Clone)]

@@ -155,6 +155,19 @@ impl Handler for Github {
 }
 
 impl Github {
+    /// A workflow without inputs but its mark.
+    pub(crate) fn of(repository: &str, file: &str, reference: &str, mark: Option<String>, within: Duration) -> Self {
+        Self {
+            repository: repository.to_owned(),
+            workflow: file.to_owned(),
+            reference: reference.to_owned(),
+            inputs: BTreeMap::new(),
+            mark,
+            within,
+            cancel_run: false,
+        }
+    }
+
     /// Which runs there are, before there is one of ours.
     async fn before(&self, cx: &Context, github: &Repository<'_>) -> Result<Before, Failure> {
         match cx.step::<Before>("look before").await? {

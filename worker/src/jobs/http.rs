@@ -31,7 +31,7 @@ use crate::channels::OnUnknown;
 use crate::context::Context;
 use crate::handler::{Failure, Handler, Output};
 use call::{Call, Tried};
-use expect::Expect;
+pub(crate) use expect::Expect;
 
 /// All tries and pauses together take no longer.
 const LONGEST: Duration = Duration::from_mins(20);
@@ -209,6 +209,28 @@ impl Handler for Http {
 }
 
 impl Http {
+    /// A check of an address: so many tries, with such pauses, each within such a time.
+    pub(crate) fn get(
+        url: &str,
+        expect: Expect,
+        credentials: Option<String>,
+        (tries, pause, timeout): (u8, Duration, Duration),
+    ) -> Self {
+        Self {
+            url: url.to_owned(),
+            method: Method::Get,
+            headers: BTreeMap::new(),
+            credentials,
+            body: None,
+            expect,
+            redirects: 0,
+            tries,
+            pause,
+            timeout,
+            on_unknown: OnUnknown::Report,
+        }
+    }
+
     /// The address as it is called.
     fn address(&self) -> Result<Url, Problem> {
         let whole = if self.url.contains("://") { self.url.clone() } else { format!("https://{}", self.url) };

@@ -249,11 +249,10 @@ impl Work<'_> {
         publication: &Publication<'_>,
         consumers: &[Box<dyn Consumer>],
     ) -> Result<(), Failure> {
-        let world = self.cx.world();
         let mut receipts: Vec<Value> = Vec::with_capacity(consumers.len());
         for consumer in consumers {
             let name = format!("{publish} {}", consumer.name());
-            let told = self.once(&name, async |_| match consumer.publish(world, publication).await {
+            let told = self.once(&name, async |_| match consumer.publish(self.cx, publication).await {
                 Ok(receipt) => Ok(Told::Taken(receipt)),
                 Err(Failure::Cancelled(reason)) => Ok(Told::Refused(reason)),
                 Err(failure) => Err(failure),
@@ -265,7 +264,7 @@ impl Work<'_> {
         }
         for (consumer, receipt) in consumers.iter().zip(&receipts) {
             let name = format!("{prove} {}", consumer.name());
-            let proven = self.once(&name, async |_| consumer.prove(world, publication, receipt).await).await;
+            let proven = self.once(&name, async |_| consumer.prove(self.cx, publication, receipt).await).await;
             proven.map_err(|failure| failure.context(name))?;
         }
         Ok(())
@@ -299,11 +298,19 @@ impl Work<'_> {
                 retired => retired,
             }
         })
-        .await
+        .await?;
+        if self.rotator.is_accepted_while_labelled() {
+            self.once("drop the previous version", async |_| {
+                let dropped = self.vault.drop_previous(&self.config.secret, &begun.from).await;
+                self.of_vault(dropped, "dropping the previous version of")
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     fn turn<'t>(&'t self, begun_at: Timestamp, current: &'t SecretString) -> Turn<'t> {
-        Turn { world: self.cx.world(), token: &self.token, begun_at, current }
+        Turn { cx: self.cx, world: self.cx.world(), token: &self.token, begun_at, current }
     }
 
     async fn describe(&self) -> Result<Described, Failure> {

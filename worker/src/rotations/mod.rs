@@ -7,6 +7,7 @@
 
 pub mod consumers;
 pub mod rotators;
+pub mod template;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,6 +38,12 @@ pub struct RotationConfig {
     /// A key that only our own programs know.
     #[serde(default)]
     pub random_key: Option<rotators::RandomKeyConfig>,
+    /// The secret that signs the deliveries of one of our own sources.
+    #[serde(default)]
+    pub webhook: Option<rotators::WebhookConfig>,
+    /// The access key of a user of AWS.
+    #[serde(default)]
+    pub aws_access_key: Option<rotators::AwsKeyConfig>,
     /// Who holds a copy of it, by name.
     #[serde(default)]
     pub consumers: BTreeMap<String, ConsumerConfig>,
@@ -79,10 +86,25 @@ impl RotationConfig {
             problems.push(Problem::new("an old value may stay valid for at most 30 days").within("overlap"));
         }
         for (name, consumer) in &self.consumers {
-            let of_consumer = consumer.problems().into_iter();
+            let of_consumer = consumer.problems(names).into_iter();
             problems.extend(of_consumer.map(|problem| problem.within(name).within("consumers")));
         }
         problems
+    }
+
+    /// The connections that it needs, and where it says so.
+    pub fn connections(&self) -> Vec<(&'static str, Vec<&str>)> {
+        let hooks = self.webhook.as_ref().is_some_and(|webhook| !webhook.github.is_empty());
+        let of_webhook = hooks.then(|| ("github", vec!["webhook", "github"]));
+        let of_consumers = self.consumers.iter().filter_map(|(name, consumer)| {
+            let (service, table) = match consumer {
+                ConsumerConfig { vercel: Some(_), .. } => ("vercel", "vercel"),
+                ConsumerConfig { github_secret: Some(_), .. } => ("github", "github_secret"),
+                _ => return None,
+            };
+            Some((service, vec!["consumers", name, table]))
+        });
+        of_webhook.into_iter().chain(of_consumers).collect()
     }
 
     /// What knows the place where the value is valid.

@@ -10,15 +10,21 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{TimeDelta, Utc};
 use queue::ledger::Announced;
+use secrets::ExposeSecret;
+use secrets::vaults::{Token, Vault, new_key};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Executor, SqliteConnection};
 use uuid::Uuid;
 
-use crate::config::Checked;
+use crate::config::{Checked, VaultAddress};
 use crate::failure::Failure;
+use crate::rooms;
 
 /// The sources, which are named as their types.
 pub(crate) const SOURCES: [&str; 3] = ["github", "vercel", "clerk"];
+
+/// The secret that the shop signs links with.
+pub(crate) const LINKS: &str = "shop/links";
 
 /// The schedule whose time has passed when the demo begins.
 const NIGHTLY: &str = "nightly";
@@ -53,6 +59,8 @@ impl Site {
             write_secret(&folder, source)?;
         }
         write_secret(&folder, "team")?;
+        let (recipient, second) =
+            (write_key(&folder, "vault-key")?, write_key(&folder, "vault-key-to-keep-elsewhere")?);
         for (name, sql) in MIGRATIONS {
             write(&folder.join("migrations").join(name), sql)?;
         }
@@ -63,7 +71,9 @@ impl Site {
             server: an_address(8780)?,
             operators: an_address(8781)?,
         };
-        write(&site.config, &site.configuration(receiver))?;
+        let text = site.configuration(receiver).replace("{recipient}", &recipient).replace("{second}", &second);
+        write(&site.config, &text)?;
+        site.fill_vault().await?;
         Ok(site)
     }
 
@@ -79,6 +89,28 @@ impl Site {
         let yesterday = Utc::now() - TimeDelta::days(1);
         let told = ledger.announce(&config.digest, &announced.collect::<Vec<_>>(), yesterday).await;
         told.map(drop).map_err(|error| cannot("write the ledger in", &self.folder, &error))
+    }
+
+    /// Makes the vault that the configuration names, with the key that the shop signs links with.
+    async fn fill_vault(&self) -> Result<(), Failure> {
+        let config = Checked::file(&self.config)?.config()?;
+        let vault = config.vault.as_ref().and_then(|section| match &section.url {
+            VaultAddress::File(path) => Some((rooms::file_vault(section, path)?, path)),
+            VaultAddress::Aws { .. } => None,
+        });
+        let none = || Failure::failed("the demo's configuration names no vault in a file");
+        let (vault, path) = vault.ok_or_else(none)?;
+        let key = format!(r#"{{"key": "{}"}}"#, Uuid::new_v4().simple());
+        let made = async {
+            vault.init().await?;
+            vault.create(LINKS, &Token::from(Uuid::new_v4()), &key.into()).await
+        };
+        made.await.map_err(|error| cannot("make the vault", path, &error))
+    }
+
+    /// What the shop reads its key for links from.
+    pub(crate) fn key_of_the_shop(&self) -> PathBuf {
+        self.folder.join("shop-links.key")
     }
 
     /// The secret of a source or channel.
@@ -132,6 +164,18 @@ fn write_secret(folder: &Path, name: &str) -> Result<(), Failure> {
         writeln!(file, "whsec_{}", STANDARD.encode(bytes))
     });
     written.map_err(|error| cannot("write", &path, &error))
+}
+
+/// A key of a vault; its recipient.
+fn write_key(folder: &Path, name: &str) -> Result<String, Failure> {
+    let path = folder.join("secrets").join(name);
+    let (key, recipient) = new_key();
+    let file = fs::File::options().write(true).create_new(true).mode(0o600).open(&path);
+    let written = file.and_then(|mut file| {
+        use std::io::Write;
+        writeln!(file, "{}", key.expose_secret())
+    });
+    written.map_err(|error| cannot("write", &path, &error)).map(|()| recipient)
 }
 
 /// The usual port, or any free one where somebody has it.

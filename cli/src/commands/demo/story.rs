@@ -6,7 +6,7 @@ use schemas::api::{FiringOutcome, JobView, ScheduleDetails, StartAnswer};
 use schemas::{JobId, JobState};
 
 use super::shell::made;
-use super::site::COMMIT;
+use super::site::{COMMIT, LINKS};
 use super::telling::Telling;
 use super::words::{deployed, ended_badly, fell_short, one, said};
 use crate::failure::Failure;
@@ -40,6 +40,7 @@ impl Story<'_> {
             self.a_push().await?,
             self.a_deploy().await?,
             self.a_sign_up().await?,
+            self.a_rotation().await?,
             self.a_cleanup().await?,
         ])
     }
@@ -107,12 +108,28 @@ impl Story<'_> {
         Ok(chapter.ended("sign-up → failed, told, replayed", "in the CRM, once"))
     }
 
+    /// A key is exchanged; who uses it has the new one before the old one dies.
+    async fn a_rotation(&mut self) -> Result<Told, Failure> {
+        let chapter = self.0.chapter("An operator has the key exchanged that the shop signs its links with")?;
+        let rotate = ["schedules", "run", "rotate-links", "--reason", "the monthly one", "--json"];
+        let started: StartAnswer = read(&self.0.command(&rotate).await?)?;
+        let job = self.completed(started.job.ok_or_else(|| fell_short("the command started no job"))?).await?;
+        let steps: Vec<&str> = job.steps.iter().map(|step| step.name.as_str()).collect();
+        self.0.line("rotate", &format!("completed: {}", steps.join(" → ")))?;
+        self.0.command(&["secrets", "show", LINKS]).await?;
+        let key = std::fs::read_to_string(self.0.site.key_of_the_shop()).unwrap_or_default();
+        if key.trim().len() < 32 {
+            return Err(fell_short("the shop does not have the new key"));
+        }
+        self.0.line("", "the shop's file has the new key; no value was ever printed")?;
+        Ok(chapter.ended("secret rotation", "the shop has the new key, the old one is retired"))
+    }
+
     /// What no tier keeps goes; the last good one never does.
     async fn a_cleanup(&mut self) -> Result<Told, Failure> {
         let chapter = self.0.chapter("An operator has the weekly cleanup done now")?;
         let printed = self.0.command(&["schedules", "run", "cleanup", "--reason", "tidying up", "--json"]).await?;
-        let started: StartAnswer = serde_json::from_str(&printed)
-            .map_err(|error| fell_short(&format!("the command's answer is not understood: {error}")))?;
+        let started: StartAnswer = read(&printed)?;
         let done = self.completed(started.job.ok_or_else(|| fell_short("the command started no job"))?).await?;
         let output = done.output.unwrap_or_default();
         self.0.line("retention", &said("retention", &output))?;
@@ -130,6 +147,12 @@ impl Story<'_> {
             state => Err(ended_badly(&job.kind, id, state, job.reason.as_deref())),
         }
     }
+}
+
+/// What a command printed as JSON.
+fn read(printed: &str) -> Result<StartAnswer, Failure> {
+    serde_json::from_str(printed)
+        .map_err(|error| fell_short(&format!("the command's answer is not understood: {error}")))
 }
 
 /// A chapter that has begun.

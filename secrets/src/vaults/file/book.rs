@@ -86,11 +86,11 @@ impl Book {
         Ok(true)
     }
 
-    pub(super) fn drop_pending(&mut self, name: &str, token: &Token) -> Result<bool, VaultError> {
-        if !self.describe(name)?.has(token, Label::Pending) {
+    pub(super) fn drop_label(&mut self, name: &str, token: &Token, label: Label) -> Result<bool, VaultError> {
+        if !self.describe(name)?.has(token, label) {
             return Ok(false);
         }
-        self.unlabel(name, Label::Pending);
+        self.unlabel(name, label);
         Ok(true)
     }
 

@@ -16,7 +16,7 @@ use age::x25519::Identity;
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Described, Token, Vault, VaultError};
+use super::{Described, Label, Token, Vault, VaultError};
 use crate::{Resolver, SecretText};
 use book::Book;
 
@@ -138,7 +138,12 @@ impl Vault for FileVault {
 
     async fn drop_pending(&self, name: &str, token: &Token) -> Result<(), VaultError> {
         let (name, token) = (name.to_owned(), token.clone());
-        self.change(move |book| book.drop_pending(&name, &token)).await
+        self.change(move |book| book.drop_label(&name, &token, Label::Pending)).await
+    }
+
+    async fn drop_previous(&self, name: &str, token: &Token) -> Result<(), VaultError> {
+        let (name, token) = (name.to_owned(), token.clone());
+        self.change(move |book| book.drop_label(&name, &token, Label::Previous)).await
     }
 }
 

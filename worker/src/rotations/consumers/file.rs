@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Consumer, Publication};
+use crate::context::Context;
 use crate::handler::{Failure, OrFail};
-use crate::world::World;
 
 /// Who may read the file, unless it is there with another mode: its owner.
 const PRIVATE: u32 = 0o600;
@@ -59,7 +59,7 @@ impl Consumer for FileCopy {
         &self.name
     }
 
-    async fn publish(&self, _: &World, publication: &Publication<'_>) -> Result<Value, Failure> {
+    async fn publish(&self, _: &Context, publication: &Publication<'_>) -> Result<Value, Failure> {
         let (path, text) = (self.config.path.clone(), publication.text(self.config.key.as_deref())?);
         let written = tokio::task::spawn_blocking(move || write(&path, &text).map(|folder| folder.sync_all())).await;
         let written = written.or_retry("writing a file")?;
@@ -69,7 +69,7 @@ impl Consumer for FileCopy {
         Ok(json!({"path": self.config.path}))
     }
 
-    async fn prove(&self, _: &World, publication: &Publication<'_>, _: &Value) -> Result<(), Failure> {
+    async fn prove(&self, _: &Context, publication: &Publication<'_>, _: &Value) -> Result<(), Failure> {
         let text = publication.text(self.config.key.as_deref())?;
         let found = tokio::fs::read(&self.config.path).await.or_discard(&self.doing("reading"))?;
         if found == text.expose_secret().as_bytes() {

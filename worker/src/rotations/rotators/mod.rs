@@ -1,7 +1,9 @@
 //! Rotators: what knows the place where a secret's value is valid.
 
+mod aws_key;
 mod postgres;
 mod random_key;
+mod webhook;
 
 use async_trait::async_trait;
 use schemas::{Names, Problem, Timestamp};
@@ -9,11 +11,14 @@ use secrets::SecretString;
 use secrets::vaults::Token;
 
 use super::RotationConfig;
+use crate::context::Context;
 use crate::handler::Failure;
 use crate::world::World;
 
+pub use aws_key::AwsKeyConfig;
 pub use postgres::PostgresConfig;
 pub use random_key::RandomKeyConfig;
+pub use webhook::{HookConfig, WebhookConfig};
 
 /// One kind of secret. Each method may be called again after an attempt that was killed anywhere in it or whose answer was
 /// lost: it first looks how far that came. It says [`Failure::Discard`] only on a *definite* answer of the other side, and
@@ -42,10 +47,18 @@ pub trait Rotator: Send + Sync {
     /// Has the old value, which `turn.current` still is, die: the new one is current and proven at all who use it, and the
     /// overlap is over. [`Failure::Snooze`] while it is seen in use.
     async fn retire(&self, turn: &Turn<'_>, new: &SecretString) -> Result<(), Failure>;
+
+    /// Whether somebody accepts the old value for as long as the vault calls it the previous one. Then that label is taken
+    /// off when it is retired.
+    fn is_accepted_while_labelled(&self) -> bool {
+        false
+    }
 }
 
 /// What stays the same through all steps of one rotation, in all attempts.
 pub struct Turn<'a> {
+    /// The attempt, for what a rotator must write down on its way.
+    pub cx: &'a Context,
     /// The databases and connections that are configured.
     pub world: &'a World,
     /// Names the new version, and whatever the other side lets us name: fixed before the first call.
@@ -61,9 +74,11 @@ pub(super) fn problems(config: &RotationConfig, names: &Names) -> Vec<Problem> {
     let found = [
         config.postgres.as_ref().map(|postgres| within("postgres", postgres.problems(names))),
         config.random_key.as_ref().map(|key| within("random_key", key.problems())),
+        config.webhook.as_ref().map(|webhook| within("webhook", webhook.problems())),
+        config.aws_access_key.as_ref().map(|key| within("aws_access_key", key.problems())),
     ];
     let found: Vec<Vec<Problem>> = found.into_iter().flatten().collect();
-    let kinds = "`postgres` or `random_key`";
+    let kinds = "`postgres`, `random_key`, `webhook` or `aws_access_key`";
     match found.len() {
         0 => vec![Problem::new("it does not say what kind of secret it is").help(format!("add {kinds}"))],
         1 => found.into_iter().flatten().collect(),
@@ -79,6 +94,10 @@ pub(super) fn open(config: &RotationConfig) -> Result<Box<dyn Rotator>, Failure>
             let known_for = config.within + config.overlap;
             Ok(Box::new(random_key::RandomKey::new(key.clone(), known_for)))
         }
+        RotationConfig { webhook: Some(webhook), .. } => {
+            Ok(Box::new(webhook::Webhook::new(&config.secret, webhook.clone())))
+        }
+        RotationConfig { aws_access_key: Some(key), .. } => Ok(Box::new(aws_key::AwsKey::new(key.clone()))),
         _ => Err(Failure::Discard(anyhow::anyhow!("the rotation does not say what kind of secret it is"))),
     }
 }

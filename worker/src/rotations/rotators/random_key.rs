@@ -150,7 +150,7 @@ pub(super) fn random_text(bytes: usize) -> Result<SecretString, Failure> {
 }
 
 /// Random bytes from the system.
-fn random_bytes(count: usize) -> Result<Vec<u8>, Failure> {
+pub(super) fn random_bytes(count: usize) -> Result<Vec<u8>, Failure> {
     let mut bytes = vec![0; count];
     OsRng.try_fill_bytes(&mut bytes).or_retry("asking the system for random bytes")?;
     Ok(bytes)
