@@ -45,6 +45,7 @@ impl Door {
         let delivery = Delivery {
             source: source.name.clone(),
             headers: KeptHeaders::of(&headers),
+            signed_with: None, // Nobody signed it: we asked for it ourselves.
             body: body.to_string().into(),
             received_at: self.0.config.queue.clock().now(),
             trace: queue::trace::current(),

@@ -132,7 +132,7 @@ fn push(hub: &mut Secrets) -> Outgoing {
 /// A door that takes in what the source `github` sends; its address.
 async fn open_door(w: &RotationWorld, resolver: &Arc<Resolver>) -> (String, AbortOnDropHandle<()>) {
     let reference = SecretText::parse(&format!("${{vault:{}#webhook}}", w.secret)).unwrap();
-    let source = producer::SourceConfig { kind: None, secrets: vec![reference] };
+    let source = producer::SourceConfig { kind: None, secrets: vec![reference], silent_after: None };
     let sources = Sources::build(&BTreeMap::from([("github".to_owned(), source)])).ok().unwrap();
     let catalog = Arc::new(worker::jobs::registry().catalog(schemas::Names::default()));
     let startable = Startable { catalog, runbooks: Arc::default() };
