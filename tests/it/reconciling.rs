@@ -62,8 +62,10 @@ impl Site {
         self.world.complete("reconcile", args).await
     }
 
-    /// The types of the events that are booked, the oldest first.
+    /// The kinds of all events, sorted: what is booked at one moment of a clock that stands still has no order.
     async fn kinds(&self) -> Vec<String> {
-        self.door.events().await.into_iter().map(|view| view.event.kind).collect()
+        let mut kinds: Vec<String> = self.door.events().await.into_iter().map(|view| view.event.kind).collect();
+        kinds.sort();
+        kinds
     }
 }

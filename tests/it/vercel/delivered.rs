@@ -103,7 +103,10 @@ async fn a_signed_delivery_becomes_an_answered_check_and_a_failed_one_is_rerun_o
     site.house.run(&["check"]).exits(0);
     let up = site.house.start("up");
     let (door, operators) = (up.server(), up.operators());
-    let asks = |what: &[&str]| site.house.run(&[what, &["--server", &operators]].concat());
+    let token = site.house.path("token");
+    std::fs::write(&token, format!("{SECRET} {SECRET}")).unwrap();
+    let to = ["--server", &operators, "--token-file", token.to_str().unwrap()];
+    let asks = |what: &[&str]| site.house.run(&[what, &to].concat());
     let files = [("1_t.sql", "create table t1 (id int);"), ("2_t.sql", "alter table t_missing add column id int;")];
     let deployment = site.deploy(&files[..1]);
     let check = site.vercel.begin_check(&deployment);
