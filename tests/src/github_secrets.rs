@@ -167,7 +167,7 @@ impl Secrets {
         let secret = self.hook["secret"].as_str().unwrap_or_default();
         let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(secret.as_bytes()).expect("any length");
         mac.update(body.as_bytes());
-        let signature: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let signature = hex::encode(mac.finalize().into_bytes());
         let headers = vec![
             ("content-type", "application/json".to_owned()),
             ("x-github-event", event.to_owned()),

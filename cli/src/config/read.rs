@@ -491,7 +491,7 @@ impl Reader<'_> {
                 if self.document.part(&["connections", service]).is_none() {
                     let help = format!("add [connections.{service}] with a token");
                     let problem = Problem::new("this needs a connection that is not configured").help(help);
-                    let problem = place.into_iter().rev().fold(problem, |problem, step| problem.within(step));
+                    let problem = place.into_iter().rev().fold(problem, schemas::Problem::within);
                     self.problem(problem.within(name).within("rotations"));
                 }
             }

@@ -158,7 +158,7 @@ async fn a_variable_is_set_deployed_and_current_only_when_the_app_that_has_it_an
     scene.w.world.pass(Duration::from_secs(20)).await;
     let reason = sleeps(&scene, job).await;
     assert!(reason.contains("the new value is current and proven"), "{reason}");
-    assert_eq!(scene.app.asked_with(), [new.clone()]);
+    assert_eq!(scene.app.asked_with(), std::slice::from_ref(&new));
     scene.w.world.pass(Duration::from_hours(1)).await;
     scene.w.world.completed(job).await;
     let ledger = scene.w.ledger().await;

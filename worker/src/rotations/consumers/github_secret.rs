@@ -232,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// Made by libsodium (PyNaCl 1.6): the secret key is the bytes 0 to 31.
+    /// Made by libsodium (`PyNaCl` 1.6): the secret key is the bytes 0 to 31.
     const SEALED_BY_LIBSODIUM: &str =
         "IVGbB3Oj8AxYZt8bdYK3sac8eNfNOelAdpto1fSdNxOCweUHmwRJZciDdkkzZ0TLQbDR7iEPfOgnQpJAfw==";
     const KEY_BY_LIBSODIUM: &str = "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8=";

@@ -75,7 +75,7 @@ impl WebhookConfig {
         for (place, hook) in self.github.iter().enumerate() {
             if !is_repository(&hook.repository) {
                 let problem = Problem::new("this is not `owner/name`").within("repository");
-                problems.push(problem.within(&place.to_string()).within("github"));
+                problems.push(problem.within(place.to_string()).within("github"));
             }
         }
         problems
