@@ -1,4 +1,4 @@
-//! A producer's door over the queue of a [`BackupWorld`], served on a port, and its way in for what jobs find.
+//! A producer's door over the queue of a `BackupWorld`, served on a port, and its way in for what jobs find.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! A stub of Vercel's REST API, by its documented contract, with what can go wrong on the way: projects, deployments,
 //! check runs (v2), aliases, promotions and rollbacks. It keeps every request.
 //!
-//! What it answers to a path stands in a file for each part; a new part is a file and a line in [`PARTS`].
+//! What it answers to a path stands in a file for each part; a new part is a file and a line in `PARTS`.
 
 mod checks;
 mod deployments;

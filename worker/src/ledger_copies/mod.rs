@@ -49,7 +49,7 @@ const LINES_KEPT: usize = 3;
 /// One copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copy {
-    /// [`VERSION`]. Fields may be added within one version.
+    /// `VERSION`. Fields may be added within one version.
     pub version: u32,
     /// Which ledger it is a copy of.
     pub instance: Uuid,
