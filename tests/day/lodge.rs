@@ -38,11 +38,11 @@ pub(crate) async fn lose(team: &Team, report: &mut Report) -> Result<()> {
     }
     told(&chat, BEFORE).await?;
     let new = house();
-    let last = delivery(BEFORE).to_string();
+    let newest = delivery(BEFORE).to_string();
     wait_for("all of it is in a copy", PATIENCE, async || {
         let ended = new.run(&["recover", "--dry-run", "--json"]);
         let said: Value = serde_json::from_str(&ended.stdout).context(ended.stderr)?;
-        let there = said["sources"][0]["last"]["delivery_id"] == last.as_str();
+        let there = said["sources"][0]["last"]["delivery_id"] == newest.as_str();
         Ok((there && said["open"].as_array().is_some_and(Vec::is_empty)).then_some(()))
     })
     .await?;
