@@ -199,3 +199,55 @@ async fn an_organisations_webhooks_are_reconciled_too() {
     site.has_events(1).await;
     site.world.close().await;
 }
+
+#[tokio::test]
+async fn what_is_older_than_the_time_that_is_looked_back_is_left() {
+    let site = Site::open().await;
+    site.miss("old", 1).await;
+    site.pass(A_WHILE).await;
+    site.miss("new", 2).await;
+    site.pass(Duration::from_mins(3)).await;
+    let output = site.reconcile(&args(json!({"within": "5m"}))).await;
+    assert_eq!((&output["looked_at"], &output["asked"]), (&json!(1), &json!(1)));
+    assert_eq!(site.github.hooks(|hooks| hooks.asked.clone()), ["new"]);
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn only_so_many_are_asked_for_at_once_and_the_rest_by_the_next_job() {
+    let site = Site::open().await;
+    for number in 0..62 {
+        site.miss(&format!("missed-{number}"), number).await;
+    }
+    site.pass(A_WHILE).await;
+    let output = site.reconcile(&args(json!({}))).await;
+    assert_eq!((&output["asked"], &output["waiting"]), (&json!(60), &json!(2)));
+    site.has_events(60).await;
+    let output = site.reconcile(&args(json!({}))).await;
+    assert_eq!((&output["missing"], &output["asked"]), (&json!(2), &json!(2)));
+    site.has_events(62).await;
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn a_source_is_reconciled_by_one_job_at_a_time() {
+    let site = Site::open().await;
+    let limits = |more: Value| site.world.new_job("reconcile", &args(more)).limits;
+    let one = limits(json!({}));
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].at_once.map(std::num::NonZeroU32::get), Some(1));
+    assert_eq!(limits(json!({"hook": HOOK})), one, "whatever else it says");
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn what_may_be_on_its_way_is_not_asked_for() {
+    let site = Site::open().await;
+    site.miss("fresh", 1).await;
+    site.pass(Duration::from_mins(1)).await;
+    let output = site.reconcile(&args(json!({}))).await;
+    assert_eq!((&output["missing"], &output["asked"], &output["waiting"]), (&json!(1), &json!(0), &json!(1)));
+    site.pass(Duration::from_mins(1)).await;
+    assert_eq!(site.reconcile(&args(json!({}))).await["asked"], 1);
+    site.world.close().await;
+}

@@ -184,3 +184,43 @@ async fn refusals_say_what_to_check_and_a_vercel_that_is_away_is_asked_again() {
     assert_eq!(site.world.completed(job).await["brought_in"], 2);
     site.world.close().await;
 }
+
+#[tokio::test]
+async fn what_is_older_than_the_time_that_is_looked_back_is_left() {
+    let site = Site::open().await;
+    site.deployed().await;
+    assert_eq!(site.reconcile(&args(json!({"within": "5m"}))).await["deployments"], 0);
+    assert_eq!(site.reconcile(&args(json!({"within": "15m"}))).await["deployments"], 1);
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn a_list_that_goes_on_is_read_to_its_end() {
+    let site = Site::open().await;
+    for _ in 0..3 {
+        site.deployed().await;
+    }
+    site.vercel.hub(|hub| hub.page = 1);
+    let output = site.reconcile(&args(json!({}))).await;
+    assert_eq!((&output["deployments"], &output["brought_in"]), (&json!(3), &json!(6)));
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn a_check_that_holds_nothing_is_to_begin_though_its_deployment_is_served() {
+    let site = Site::open().await;
+    let id = site.vercel.deploy(Some("production"), OWN_COMMIT);
+    site.vercel.begin_check(&id);
+    site.vercel.hub(|hub| hub.check_runs[0]["blocks"] = json!("none"));
+    site.vercel.promote(&id);
+    site.pass(A_WHILE).await;
+    assert_eq!(site.reconcile(&args(json!({}))).await["brought_in"], 3);
+    assert!(site.kinds().await.contains(&"vercel.deployment.checkrun.start".to_owned()));
+    // Of one that was served long ago nobody asks any more.
+    site.pass(Duration::from_hours(1)).await;
+    site.vercel.begin_check(&id);
+    site.pass(A_WHILE).await;
+    let output = site.reconcile(&args(json!({}))).await;
+    assert_eq!((&output["checks"], &output["brought_in"]), (&json!(0), &json!(0)));
+    site.world.close().await;
+}

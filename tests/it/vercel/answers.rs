@@ -61,7 +61,9 @@ async fn a_check_that_is_gone_is_no_error_and_nothing_is_run_for_it() {
 
 #[tokio::test]
 async fn what_somebody_else_answered_stands() {
-    for (conclusion, state) in [("succeeded", JobState::Completed), ("canceled", JobState::Cancelled)] {
+    for (conclusion, state) in
+        [("succeeded", JobState::Completed), ("failed", JobState::Completed), ("canceled", JobState::Cancelled)]
+    {
         let it = GateWorld::start().await;
         let (deployment, _) = it.deploy(&GOOD);
         let check = it.vercel.begin_check(&deployment);
@@ -74,7 +76,9 @@ async fn what_somebody_else_answered_stands() {
             hub.check_runs[0]["conclusion"] = json!(conclusion);
             hub.check_runs[0]["externalId"] = json!("somebody");
         });
-        assert_eq!(it.ended(gate).await.state, state);
+        let view = it.ended(gate).await;
+        assert_eq!(view.state, state);
+        assert!(view.output.is_none_or(|output| output["conclusion"] == conclusion), "{conclusion}");
         let run = it.vercel.check_run(&check);
         assert_eq!((&run["conclusion"], &run["externalId"]), (&json!(conclusion), &json!("somebody")));
         it.world.close().await;
@@ -91,5 +95,54 @@ async fn a_check_run_has_one_gate_however_often_it_is_asked_for() {
     assert_eq!(it.world.enqueue("gate", &args).await, first);
     it.ended(first).await;
     assert_eq!(it.world.enqueue("gate", &args).await, first, "and when it has ended too");
+    it.world.close().await;
+}
+
+#[tokio::test]
+async fn what_is_decided_is_not_decided_again_and_what_somebody_answers_meanwhile_stands() {
+    for theirs in [None, Some("failed")] {
+        let mut it = GateWorld::start().await;
+        it.world.stop_worker().await;
+        let (deployment, _) = it.deploy(&GOOD);
+        let check = it.vercel.begin_check(&deployment);
+        let until = it.world.queue.clock().now() + chrono::TimeDelta::minutes(10);
+        let decided = json!({
+            "conclusion": "succeeded", "text": "decided before", "run": null, "is_told": true, "is_given": false,
+        });
+        let steps = [("open", Some(json!({"until": until}))), ("decide", Some(decided))];
+        let gate = it.world.die_after("gate", &GateWorld::args(&deployment, &check, &json!({})), &steps).await;
+        if let Some(theirs) = theirs {
+            it.vercel.hub(|hub| {
+                hub.check_runs[0]["status"] = json!("completed");
+                hub.check_runs[0]["conclusion"] = json!(theirs);
+                hub.check_runs[0]["externalId"] = json!("somebody");
+            });
+        }
+        it.world.start_worker();
+        assert_eq!(it.ended(gate).await.state, JobState::Completed);
+        let run = it.vercel.check_run(&check);
+        assert_eq!(run["conclusion"], theirs.unwrap_or("succeeded"));
+        assert_eq!(answers(&it, &check), u64::from(theirs.is_none()));
+        assert!(it.runs().await.is_empty(), "nothing is run for what is decided");
+        it.world.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_reply_to_our_own_canceled_is_not_taken_for_vercels() {
+    let mut it = GateWorld::start().await;
+    it.world.stop_worker().await;
+    let ((older, _), (newer, _)) = (it.deploy(&GOOD), it.deploy(&GOOD));
+    it.vercel.promote(&newer);
+    let check = it.vercel.begin_check(&older);
+    let compared = json!({"repository": tests::migration_world::REPOSITORY});
+    // What goes wrong with the first, which says that it is being worked at, is another test's.
+    let until = it.world.queue.clock().now() + chrono::TimeDelta::minutes(10);
+    it.vercel.next(&Method::PATCH, "check-runs", Fault::Lost);
+    let opened = [("open", Some(json!({"until": until})))];
+    let gate = it.world.die_after("gate", &GateWorld::args(&older, &check, &compared), &opened).await;
+    it.world.start_worker();
+    assert_eq!(it.ended(gate).await.state, JobState::Discarded, "people are told");
+    assert_eq!((it.vercel.check_run(&check)["conclusion"].as_str(), answers(&it, &check)), (Some("canceled"), 1));
     it.world.close().await;
 }

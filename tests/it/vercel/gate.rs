@@ -65,8 +65,10 @@ async fn a_failing_migration_keeps_it_shut_and_a_rerun_of_the_check_opens_it_onc
 
 #[tokio::test]
 async fn when_the_time_is_up_it_fails_closed_and_says_that_it_still_runs() {
-    // The shorter time counts, the check's own or ours.
-    for (within, timeout) in [("1m", json!(1_800_000)), ("25m", json!(60_000)), ("25m", json!(60))] {
+    // The shorter time counts, the check's own or ours; before the check's own is up, for then Vercel itself answers.
+    for (within, timeout, least, most) in
+        [("1m", json!(1_800_000), 60, 90), ("25m", json!(60_000), 40, 59), ("25m", json!(60), 40, 59)]
+    {
         let it = GateWorld::start().await;
         let (deployment, _) = it.deploy(&GOOD);
         let check = it.vercel.begin_check(&deployment);
@@ -78,7 +80,7 @@ async fn when_the_time_is_up_it_fails_closed_and_says_that_it_still_runs() {
         let before = it.world.queue.clock().now();
         let view = it.ended(gate).await;
         let waited = it.world.queue.clock().now() - before;
-        assert!((40..=90).contains(&waited.num_seconds()), "{waited} of {within}");
+        assert!((least..=most).contains(&waited.num_seconds()), "{waited} of {within}");
         assert_eq!(view.state, JobState::Discarded, "nobody else tells of it");
         let (conclusion, text) = answer(&it.vercel, &check);
         assert_eq!(conclusion, "failed");
@@ -223,17 +225,22 @@ async fn a_deployment_that_is_cancelled_has_its_run_cancelled_and_gets_no_answer
 async fn a_redeploy_by_a_job_of_ours_belongs_to_that_job_and_starts_no_run() {
     let it = GateWorld::start().await;
     let (deployment, commit) = it.deploy(&GOOD);
+    let check = it.vercel.begin_check(&deployment);
+    let gate = it.world.enqueue("gate", &GateWorld::args(&deployment, &check, &json!({}))).await;
+    it.ended(gate).await;
     it.vercel.promote(&deployment);
     let maker = it.world.enqueue("noop", &json!({})).await;
     it.world.completed(maker).await;
     let now = it.world.queue.clock().now().timestamp_millis();
     let hour = i64::try_from(Duration::from_hours(1).as_millis()).unwrap();
     for (mark, at, commit, runs, words) in [
-        (json!(maker), now, commit.clone(), 0, "part of its run"),
-        // Marks that are no proof: of nobody's job, of a job that was over, of another commit than the live one.
-        (json!(schemas::JobId::at(it.world.queue.clock().now())), now, commit.clone(), 1, "`deploy` succeeded"),
-        (json!(maker), now + hour, commit, 2, "`deploy` succeeded"),
-        (json!(maker), now, it.github.commit(&GOOD), 3, "`deploy` succeeded"),
+        (json!(maker), now, commit.clone(), 1, "part of its run"),
+        // Marks that are no proof: of nobody's job, of a job that was over, of a gate, whose id Vercel shows and which
+        // makes no deployment, of another commit than the live one.
+        (json!(schemas::JobId::at(it.world.queue.clock().now())), now, commit.clone(), 2, "`deploy` succeeded"),
+        (json!(maker), now + hour, commit.clone(), 3, "`deploy` succeeded"),
+        (json!(gate), now, commit, 4, "`deploy` succeeded"),
+        (json!(maker), now, it.github.commit(&GOOD), 5, "`deploy` succeeded"),
     ] {
         let redeploy = it.vercel.deploy(Some("production"), &commit);
         it.vercel.change(&redeploy, &json!({"meta": {DEPLOYMENT_MARK: mark}, "createdAt": at}));
@@ -279,5 +286,38 @@ async fn the_own_address_is_smoked_with_a_header_that_goes_to_deployments_of_the
     assert!(reason.contains("may not be sent to") && !reason.contains("canary"), "{reason}");
     assert_eq!(site.requests().len(), 1);
     assert_ne!(PROJECT, "prj_stranger");
+    it.world.close().await;
+}
+
+#[tokio::test]
+async fn what_production_serves_does_not_hold_up_another_environment() {
+    let it = GateWorld::start().await;
+    let older = it.github.commit(&GOOD);
+    let (newer, _) = it.deploy(&GOOD);
+    it.vercel.promote(&newer);
+    let staging = it.vercel.deploy(Some("staging"), &older);
+    let check = it.vercel.begin_check(&staging);
+    let more = json!({"target": "staging", "repository": tests::migration_world::REPOSITORY});
+    let gate = it.world.enqueue("gate", &GateWorld::args(&staging, &check, &more)).await;
+    it.ended(gate).await;
+    assert_eq!(answer(&it.vercel, &check), (json!("succeeded"), "`deploy` succeeded".to_owned()));
+    it.world.close().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_found_out_keeps_it_shut_and_is_answered() {
+    let it = GateWorld::start().await;
+    let (live, _) = it.deploy(&GOOD);
+    it.vercel.promote(&live);
+    let (deployment, _) = it.deploy(&GOOD);
+    let check = it.vercel.begin_check(&deployment);
+    it.github.answer_first(axum::http::StatusCode::FORBIDDEN, &[]);
+    let more = json!({"repository": tests::migration_world::REPOSITORY});
+    let gate = it.world.enqueue("gate", &GateWorld::args(&deployment, &check, &more)).await;
+    assert_eq!(it.ended(gate).await.state, JobState::Discarded, "nobody else tells of it");
+    let (conclusion, text) = answer(&it.vercel, &check);
+    assert_eq!(conclusion, "failed");
+    assert!(text.contains("GitHub") && text.contains("403"), "{text}");
+    assert!(it.runs().await.is_empty());
     it.world.close().await;
 }

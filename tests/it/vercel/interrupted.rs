@@ -100,3 +100,23 @@ async fn a_gate_that_is_replayed_has_a_run_of_its_own() {
     assert_eq!(it.runs().await.len(), 2);
     it.world.close().await;
 }
+
+#[tokio::test]
+async fn a_run_that_was_started_and_not_written_down_is_cancelled_with_its_deployment() {
+    let mut it = GateWorld::start().await;
+    it.world.stop_worker().await;
+    let (deployment, commit) = it.deploy(&GOOD);
+    let check = it.vercel.begin_check(&deployment);
+    let until = it.world.queue.clock().now() + Duration::from_mins(10);
+    let steps = [("open", Some(json!({"until": until}))), ("decide", None), ("start", None)];
+    let gate = it.world.die_after("gate", &GateWorld::args(&deployment, &check, &json!({})), &steps).await;
+    let ada = Operator { actor: "ada".into(), reason: "a test".into() };
+    it.world.queue.pause(&queue::ledger::Pausable::Kind("plan".into()), &ada).await.unwrap();
+    it.start_run_of(gate, &json!({"ref": commit, "url": "https://app.example.com"})).await;
+    it.vercel.cancel(&deployment);
+    it.world.start_worker();
+    assert_eq!(it.ended(gate).await.state, JobState::Cancelled);
+    let states: Vec<_> = it.runs().await.iter().map(|run| run.state).collect();
+    assert_eq!(states, [schemas::RunState::Cancelled]);
+    it.world.close().await;
+}

@@ -145,7 +145,11 @@ async fn it_makes_a_backup_moves_the_domains_and_says_what_the_older_code_does_n
     assert_eq!((&output["from"], &output["pinned"]), (&json!(site.new), &json!(true)));
     assert_eq!(output["migrations_since"], json!(["0002_mail.sql"]));
     assert_eq!(output["unknown"], Value::Null);
-    assert!(output["backup"].as_str().unwrap().starts_with("main/"), "{output}");
+    let backup = output["backup"].as_str().unwrap();
+    let manifest = std::fs::read_to_string(site.folder.path().join(backup)).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["tier"], "before_migration", "no retention takes it for a nightly one");
+    assert!(backup.starts_with("main/"), "{output}");
     let summary = output["summary"].as_str().unwrap();
     assert!(summary.contains("until somebody promotes one") && summary.contains("0002_mail"), "{summary}");
     assert_eq!((site.asked(), site.backups()), (1, 1));
@@ -311,11 +315,13 @@ async fn the_domains_that_failed_are_named() {
     let job = site.world.enqueue("rollback", &site.bare(json!({}))).await;
     site.sleeps(job, 1).await;
     site.vercel.finish_move("failed");
-    let failed = json!([{"alias": DOMAINS[1], "id": "x", "status": "failed"}]);
+    let failed = json!([
+        {"alias": DOMAINS[0], "id": "x", "status": "completed"}, {"alias": DOMAINS[1], "id": "y", "status": "failed"},
+    ]);
     site.vercel.hub(|hub| hub.project(PROJECT).unwrap()["aliases"] = failed);
     site.world.pass(SOON_AGAIN).await;
     let reason = site.world.wait_discarded(job).await;
-    assert!(reason.contains(&format!("failed for {}", DOMAINS[1])), "{reason}");
+    assert!(reason.contains(&format!("failed for {};", DOMAINS[1])), "{reason}");
     site.world.close().await;
 }
 
@@ -358,6 +364,22 @@ async fn it_gives_way_to_whoever_moves_the_domains_meanwhile() {
     site.vercel.promote_by_hand(&site.new);
     site.world.pass(SOON_AGAIN).await;
     assert!(site.world.wait_discarded(job).await.contains("has the last word"));
+    // As to a rollback to another deployment.
+    let third = site.vercel.deploy(Some("production"), OWN_COMMIT);
+    let job = site.world.enqueue("rollback", &site.bare(json!({}))).await;
+    site.sleeps(job, 1).await;
+    site.vercel.promote_by_hand(&third);
+    site.vercel.hub(|hub| hub.project(PROJECT).unwrap()["lastAliasRequest"]["type"] = json!("rollback"));
+    site.world.pass(SOON_AGAIN).await;
+    let reason = site.world.wait_discarded(job).await;
+    assert!(reason.contains(&format!("rollback to {third}")), "{reason}");
+    // Somebody's promotion of the very deployment is another move too: it holds no new deployment back.
+    let job = site.world.enqueue("rollback", &site.bare(json!({}))).await;
+    site.sleeps(job, 1).await;
+    site.vercel.promote_by_hand(&site.old);
+    site.world.pass(SOON_AGAIN).await;
+    let reason = site.world.wait_discarded(job).await;
+    assert!(reason.contains(&format!("promote to {}", site.old)), "{reason}");
     site.world.close().await;
 }
 
@@ -374,5 +396,83 @@ async fn what_github_cannot_tell_does_not_hold_up_the_rollback_and_is_said() {
     assert_eq!((&output["migrations_since"], &output["domains"]), (&Value::Null, &json!(DOMAINS)));
     let unknown = output["unknown"].as_str().unwrap();
     assert!(output["summary"].as_str().unwrap().ends_with(unknown), "{output}");
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn a_project_without_a_domain_and_a_domain_that_leads_nowhere_are_red() {
+    let site = Site::open().await;
+    for nowhere in [false, true] {
+        let job = site.world.enqueue("rollback", &site.bare(json!({"within": "2m"}))).await;
+        site.sleeps(job, 1).await;
+        site.vercel.finish_move("succeeded");
+        let why = if nowhere {
+            site.vercel.leave_behind(DOMAINS[1], "dpl_none");
+            format!("{} leads to nothing", DOMAINS[1])
+        } else {
+            site.vercel.hub(|hub| hub.project(PROJECT).unwrap()["domains"] = json!([]));
+            "names no production domain".to_owned()
+        };
+        site.world.pass(Duration::from_mins(3)).await;
+        let reason = site.world.wait_discarded(job).await;
+        assert!(reason.contains(&why), "{reason}");
+        site.vercel.hub(|hub| hub.project(PROJECT).unwrap()["domains"] = Value::Null);
+        site.vercel.promote_by_hand(&site.new);
+    }
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn whether_new_deployments_are_held_back_is_asked_and_not_assumed() {
+    for (assigns, target, pinned) in
+        [(true, Value::Null, false), (true, json!({"id": "dpl_1"}), true), (false, Value::Null, true)]
+    {
+        let site = Site::open().await;
+        let job = site.world.enqueue("rollback", &site.bare(json!({}))).await;
+        site.sleeps(job, 1).await;
+        site.vercel.hub(|hub| {
+            let project = hub.project(PROJECT).unwrap();
+            project["autoAssignCustomDomains"] = json!(assigns);
+            project["lastRollbackTarget"] = target.clone();
+        });
+        let output = site.finished(job).await;
+        assert_eq!(output["pinned"], pinned, "{assigns} {target}");
+        assert_eq!(output["summary"].as_str().unwrap().contains("it may get the domains"), !pinned, "{output}");
+        site.world.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_github_that_stays_away_is_asked_a_few_times_and_then_people_are_told() {
+    let site = Site::open().await;
+    let args = json!({
+        "project": PROJECT_NAME, "deployment": site.old, "database": "main", "without_backup": "a test",
+    });
+    let job = site.world.enqueue("rollback", &args).await;
+    site.sleeps(job, 1).await;
+    site.vercel.finish_move("succeeded");
+    for attempts in 2..=4 {
+        site.github.answer_first(StatusCode::BAD_GATEWAY, &[]);
+        site.world.pass(Duration::from_mins(1)).await;
+        let view = site.sleeps(job, attempts).await;
+        assert_eq!(view.failures, i32::try_from(attempts).unwrap() - 1);
+    }
+    site.github.answer_first(StatusCode::BAD_GATEWAY, &[]);
+    site.world.pass(Duration::from_mins(1)).await;
+    let output = site.world.completed(job).await;
+    assert!(output["unknown"].as_str().unwrap().contains("GitHub"), "{output}");
+    assert_eq!(site.asked(), 1);
+    site.world.close().await;
+}
+
+#[tokio::test]
+async fn it_waits_for_who_is_alone_at_the_database_unless_there_is_no_backup() {
+    let site = Site::open().await;
+    let with = json!({"project": PROJECT_NAME, "deployment": site.old, "database": "main", "store": "nightly"});
+    let migrate = site.world.new_job("migrate", &json!({"database": "main"}));
+    let [backed_up, bare] =
+        [with, site.bare(json!({"database": "main"}))].map(|it| site.world.new_job("rollback", &it));
+    assert!(migrate.limits.iter().any(|limit| backed_up.limits.contains(limit)), "{:?}", backed_up.limits);
+    assert!(bare.limits.is_empty(), "{:?}", bare.limits);
     site.world.close().await;
 }

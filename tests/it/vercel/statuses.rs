@@ -72,3 +72,33 @@ async fn what_only_reports_sets_a_status_that_stops_nothing() {
     assert!(set["description"].as_str().unwrap().starts_with("report only; it would have been failed"), "{set}");
     it.world.close().await;
 }
+
+#[tokio::test]
+async fn a_commit_that_comes_too_late_has_an_error_for_its_status() {
+    let it = GateWorld::start().await;
+    let (older, commit) = it.deploy(&GOOD);
+    let (newer, _) = it.deploy(&GOOD);
+    it.vercel.promote(&newer);
+    let gate = it.world.enqueue("gate", &args(&older)).await;
+    it.ended(gate).await;
+    assert_eq!(it.github.statuses(|them| them.states(&commit, CONTEXT)), ["pending", "error"]);
+    it.world.close().await;
+}
+
+#[tokio::test]
+async fn what_somebody_sets_under_that_name_in_whatever_case_stands() {
+    let it = GateWorld::start().await;
+    let (deployment, commit) = it.deploy(&GOOD);
+    let ada = queue::ledger::Operator { actor: "ada".into(), reason: "a test".into() };
+    it.world.queue.pause(&queue::ledger::Pausable::Kind("migrate".into()), &ada).await.unwrap();
+    let gate = it.world.enqueue("gate", &args(&deployment)).await;
+    it.world.wait_for(gate, &[JobState::Scheduled]).await;
+    // At GitHub a context is the same in small letters and in capitals.
+    let theirs =
+        json!({"state": "success", "context": CONTEXT.to_uppercase(), "sha": commit, "description": "by hand"});
+    it.github.statuses(|them| them.set.push(theirs));
+    let output = it.ended(gate).await.output.unwrap();
+    assert_eq!(output["text"], "it was answered by somebody else: success");
+    assert_eq!(it.github.statuses(|them| them.states(&commit, CONTEXT)), ["pending"]);
+    it.world.close().await;
+}

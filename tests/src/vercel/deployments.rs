@@ -114,15 +114,21 @@ impl Hub {
     fn listed(&mut self, call: &Call<'_>) -> Answer {
         let asked = |name: &str, field: &Value| call.query.get(name).is_none_or(|wanted| *field == **wanted);
         let since = call.query.get("since").and_then(|since| since.parse::<i64>().ok()).unwrap_or(0);
-        let most = call.query.get("limit").and_then(|most| most.parse().ok()).unwrap_or(20);
-        let found = self.deployments.iter().rev().filter(|it| {
+        let until = call.query.get("until").and_then(|until| until.parse::<i64>().ok()).unwrap_or(i64::MAX);
+        let most = call.query.get("limit").and_then(|most| most.parse().ok()).unwrap_or(20).min(self.page);
+        let late = usize::from(self.late > 0);
+        self.late = self.late.saturating_sub(1);
+        let found = self.deployments.iter().rev().skip(late).filter(|it| {
             asked("projectId", &it["projectId"])
                 && asked("target", &it["target"])
                 && asked("state", &it["readyState"])
                 && call.query.get("rollbackCandidate").is_none_or(|_| it["readySubstate"] == "PROMOTED")
-                && it["createdAt"].as_i64().is_some_and(|at| at >= since)
+                && it["createdAt"].as_i64().is_some_and(|at| at >= since && at < until)
         });
-        let found: Vec<Value> = found
+        let all: Vec<&Value> = found.collect();
+        let next = (all.len() > most).then(|| all[most - 1]["createdAt"].clone());
+        let found: Vec<Value> = all
+            .into_iter()
             .take(most)
             .map(|it| {
                 let mut shown = it.clone();
@@ -133,12 +139,19 @@ impl Hub {
             })
             .collect();
         let count = found.len();
-        Answer::ok(json!({"deployments": found, "pagination": {"count": count, "next": null, "prev": null}}))
+        Answer::ok(json!({"deployments": found, "pagination": {"count": count, "next": next, "prev": null}}))
     }
 
-    /// A redeploy (`deploymentId`) or a deployment from git. It is built at once, and promoted by nobody.
+    /// A redeploy (`deploymentId`) or a deployment from git. It is built at once, and promoted by nobody. A redeploy that is not
+    /// asked for with `forceNew` is taken for the one that is there.
     fn make(&mut self, call: &Call<'_>) -> Answer {
         let origin = call.body["deploymentId"].as_str().map(str::to_owned);
+        let anew = call.query.get("forceNew").is_some_and(|anew| anew == "1");
+        if let (Some(origin), false) = (&origin, anew) {
+            return self
+                .deployment(origin)
+                .map_or_else(|| Answer::refused(404, "not_found"), |it| Answer::ok(it.clone()));
+        }
         let mut made = match origin.as_deref().map(|id| self.deployment(id).cloned()) {
             Some(None) => return Answer::refused(404, "not_found"),
             Some(Some(origin)) => origin,

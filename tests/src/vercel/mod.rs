@@ -55,6 +55,10 @@ pub struct Hub {
     requests: Vec<Request>,
     silences: usize,
     number: u64,
+    /// A page of a list of deployments has at most so many.
+    pub page: usize,
+    /// So many of the next looks at a list of deployments do not show the newest one yet.
+    pub late: usize,
     /// The time in milliseconds, which only rises.
     pub now: i64,
 }
@@ -128,6 +132,8 @@ impl Default for Vercel {
             requests: Vec::new(),
             silences: 0,
             number: 0,
+            page: 100,
+            late: 0,
             now: 1_795_000_000_000,
         })))
     }

@@ -21,15 +21,20 @@ pub(super) fn answer(hub: &mut Hub, call: &Call<'_>) -> Option<Answer> {
             Some(Answer::ok(json!({"aliases": aliases, "pagination": {"count": 0, "next": null, "prev": null}})))
         }
         ("GET", ["v9", "projects", project, "domains"]) => {
-            hub.project(project)?;
+            let own = hub.project(project)?["domains"].as_array().cloned();
             let asked = |name: &str| call.query.get(name).map(String::as_str);
-            let domains: Vec<Value> = domains()
+            let domains: Vec<Value> = own
+                .unwrap_or_else(domains)
                 .into_iter()
                 .filter(|it| asked("redirects") != Some("false") || it["redirect"].is_null())
                 .filter(|it| asked("production") != Some("true") || it["gitBranch"].is_null())
                 .collect();
-            let pagination = json!({"count": domains.len(), "next": null, "prev": null});
-            Some(Answer::ok(json!({"domains": domains, "pagination": pagination})))
+            // A real one is a time; here it is how many came before.
+            let from = asked("until").and_then(|until| until.parse().ok()).unwrap_or(0);
+            let next = (from + PAGE < domains.len()).then_some(from + PAGE);
+            let page: Vec<&Value> = domains.iter().skip(from).take(PAGE).collect();
+            let pagination = json!({"count": page.len(), "next": next, "prev": null});
+            Some(Answer::ok(json!({"domains": page, "pagination": pagination})))
         }
         ("GET", ["v4", "aliases", alias]) => {
             let found =
@@ -40,7 +45,11 @@ pub(super) fn answer(hub: &mut Hub, call: &Call<'_>) -> Option<Answer> {
     }
 }
 
-/// The project's domains: those of production, one that sends to another, and one of a branch.
+/// So many domains has a page here.
+const PAGE: usize = 2;
+
+/// The project's domains, unless it has a list of its own: those of production, one that is not proven to be the team's, one of
+/// an environment, one that sends to another, and one of a branch.
 fn domains() -> Vec<Value> {
     let domain = |name: &str, more: Value| {
         let mut domain = json!({
@@ -50,12 +59,15 @@ fn domains() -> Vec<Value> {
         domain.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
         domain
     };
-    let own = DOMAINS.iter().map(|name| domain(name, json!({})));
-    let others = [
+    let [first, second] = DOMAINS.map(|name| domain(name, json!({})));
+    vec![
+        first,
+        domain("new.example.com", json!({"verified": false})),
+        domain("qa.example.com", json!({"customEnvironmentId": "env_1"})),
+        second,
         domain("old.example.com", json!({"redirect": DOMAINS[0]})),
         domain("next.example.com", json!({"gitBranch": "next"})),
-    ];
-    own.chain(others).collect()
+    ]
 }
 
 impl Vercel {
