@@ -203,3 +203,16 @@ async fn a_promotion_that_was_cut_off_half_way_in_aws_is_gone_on_with() {
     assert_eq!(labels(&t, &name, &second).await, [Label::Current]);
     assert_eq!(labels(&t, &name, &first).await, [Label::Previous]);
 }
+
+#[tokio::test]
+async fn a_pending_label_that_was_left_at_the_current_version_in_aws_is_no_rotation_under_way() {
+    let t = TestVault::aws().await;
+    let (name, first) = t.secret("one").await;
+    let (second, third) = (token(), token());
+    t.vault.put_pending(&name, &second, &"two".into()).await.unwrap();
+    let moved = json!({"SecretId": name, "VersionStage": "AWSCURRENT", "MoveToVersionId": second, "RemoveFromVersionId": first});
+    call_aws("UpdateSecretVersionStage", &moved).await;
+    t.vault.put_pending(&name, &third, &"three".into()).await.unwrap();
+    assert_eq!(t.vault.describe(&name).await.unwrap().holder(Label::Pending), Some(&third));
+    assert_eq!(current(&t, &name).await, "two");
+}

@@ -228,6 +228,8 @@ async fn a_new_key_that_cannot_be_tried_is_deleted_and_a_lost_one_too() {
     let denied = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User is not authorized\
                   </Message></Error></ErrorResponse>";
     scene.line.next("GetCallerIdentity", Wrong::Answered(StatusCode::FORBIDDEN, vec![], denied));
+    // Somebody has switched off the one that the vault calls current: what is taken back ends with one that is valid.
+    scene.set_active(&scene.first, "Inactive").await;
     let job = scene.w.start().await;
     let view = scene.drive(job).await;
     assert!(view.reason.unwrap_or_default().contains("everything was taken back"));
@@ -242,5 +244,69 @@ async fn a_new_key_that_cannot_be_tried_is_deleted_and_a_lost_one_too() {
     let reason = view.reason.unwrap_or_default();
     assert!(reason.contains("iam:CreateAccessKey") && reason.contains("everything was taken back"), "{reason}");
     assert_eq!(scene.keys().await, [(scene.first.clone(), true)].into());
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_else_made_meanwhile_and_uses_is_not_deleted() {
+    let scene = Scene::new().await;
+    scene.line.next("CreateAccessKey", Wrong::Broken);
+    let used = "<GetAccessKeyLastUsedResponse><GetAccessKeyLastUsedResult><AccessKeyLastUsed><LastUsedDate>\
+                2026-11-01T00:00:00Z</LastUsedDate><ServiceName>s3</ServiceName><Region>eu-central-1</Region>\
+                </AccessKeyLastUsed></GetAccessKeyLastUsedResult></GetAccessKeyLastUsedResponse>";
+    for _ in 0..4 {
+        scene.line.next("GetAccessKeyLastUsed", Wrong::Answered(StatusCode::OK, vec![], used));
+    }
+    let job = scene.w.start().await;
+    scene.w.world.first_failure(job).await;
+    let made = [("Action", "CreateAccessKey"), ("UserName", scene.user.as_str())];
+    let theirs = iam(&made, "AccessKeyId").await.remove(0);
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("made by somebody else") && reason.contains(&theirs), "{reason}");
+    assert_eq!(scene.keys().await, [(scene.first.clone(), true), (theirs, true)].into());
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_new_key_that_is_somebody_elses_is_not_taken_for_the_users() {
+    let scene = Scene::new().await;
+    let other = "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>arn:aws:iam::123456789012:user/other</Arn>\
+                 <UserId>AIDA</UserId><Account>123456789012</Account></GetCallerIdentityResult>\
+                 </GetCallerIdentityResponse>";
+    scene.line.next("GetCallerIdentity", Wrong::Answered(StatusCode::OK, vec![], other));
+    let job = scene.w.start().await;
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("user/other and not of") && reason.contains("everything was taken back"), "{reason}");
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_lost_key_that_is_not_listed_yet_and_takes_the_room_is_waited_for() {
+    let scene = Scene::new().await;
+    let no_room = "<ErrorResponse><Error><Type>Sender</Type><Code>LimitExceeded</Code><Message>Cannot exceed quota for \
+                   AccessKeysPerUser: 2</Message></Error></ErrorResponse>";
+    scene.line.next("CreateAccessKey", Wrong::Answered(StatusCode::CONFLICT, vec![], no_room));
+    let job = scene.w.start().await;
+    let view = scene.drive(job).await;
+    assert_eq!(view.state, JobState::Completed, "{:?}", view.reason);
+    assert_eq!(scene.keys().await.len(), 1);
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_lost_key_is_deleted_on_the_way_back_too() {
+    let scene = Scene::new().await;
+    scene.line.next("CreateAccessKey", Wrong::Lost);
+    let job = scene.w.start().await;
+    scene.w.world.first_failure(job).await;
+    assert_eq!(scene.keys().await.len(), 2, "one whose secret nobody has");
+    let denied = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User is not authorized\
+                  </Message></Error></ErrorResponse>";
+    scene.line.next("ListAccessKeys", Wrong::Answered(StatusCode::FORBIDDEN, vec![], denied));
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("iam:ListAccessKeys") && reason.contains("everything was taken back"), "{reason}");
+    assert_eq!(scene.keys().await, [(scene.first.clone(), true)].into());
+    scene.w.is_as_before().await;
     scene.w.world.close().await;
 }

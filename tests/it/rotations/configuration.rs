@@ -26,6 +26,11 @@ repository = "acme/app"
 secret = "AWS_SECRET_ACCESS_KEY"
 value = "{{ secret_access_key }}"
 workflow = { file = "smoke.yml", ref = "main" }
+[databases.main]
+url = "postgres://porter:${env:PORTER_PASSWORD}@db.example.com/app"
+[rotations.role]
+secret = "app/database"
+postgres = { database = "main", roles = ["app"], accept_gap = true }
 "#;
 
 #[test]
@@ -43,6 +48,8 @@ fn what_is_wrong_with_a_rotation_is_said_where_it_stands() {
         ("{ \"/s3\" = \"ok\" }", "{ \"s3\" = \"ok\" }", "no JSON pointer"),
         ("secret = \"AWS_SECRET", "secret = \"GITHUB_SECRET", "to itself"),
         ("file = \"smoke.yml\"", "file = \"a/smoke.yml\"", "no workflow's file"),
+        (", accept_gap = true", "", "name a second login role that has the same rights, or say `accept_gap = true`"),
+        ("roles = [\"app\"]", "roles = [\"app\", \"app\"]", "write two login roles that take turns"),
         ("user = \"backups\"", "user = \"arn:aws:iam::1:user/backups\"", "no IAM user's name"),
         (
             "project = \"app\"\n",

@@ -41,7 +41,11 @@ async fn a_new_value_is_proven_then_current_and_the_old_one_is_known_for_the_ove
     assert_eq!(new, fields(&w.value_of(job).await));
     assert_eq!((&new["previous"], &new["use"]), (&json!("the-first-canary"), &json!("sessions")));
     let key = new["key"].as_str().unwrap();
-    assert!(key.len() == 43 && new["previous_until"].as_str().unwrap().ends_with('Z'), "{new}");
+    assert_eq!(key.len(), 43);
+    // As long as the rotation may take, and the overlap after it.
+    let until: schemas::Timestamp = new["previous_until"].as_str().unwrap().parse().unwrap();
+    let left = until - w.world.queue.clock().now();
+    assert!((175..=180).contains(&left.num_minutes()), "{new}");
     for name in ["one", "two"] {
         assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), key);
     }
@@ -196,5 +200,106 @@ async fn a_change_by_hand_within_the_overlap_leaves_the_old_value_alone_and_is_t
     let reason = w.world.wait_discarded(job).await;
     assert!(reason.contains("was left as it is"), "{reason}");
     assert_eq!(w.holder(Label::Current).await, Some(by_hand));
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_file_is_replaced_whole_and_keeps_its_mode_and_a_new_one_is_its_owners() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = TempDir::new().unwrap();
+    let (there, before) = (folder.path().join("there"), folder.path().join("before"));
+    std::fs::write(&there, "as it was").unwrap();
+    std::fs::set_permissions(&there, std::fs::Permissions::from_mode(0o640)).unwrap();
+    // Another name of the file as it is now: who has it open reads it to its end.
+    std::fs::hard_link(&there, &before).unwrap();
+    let w = ring(TestVault::file().await, files(folder.path(), &["there", "new"])).await;
+    w.rotate().await;
+    let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("there"), mode("new")), (0o640, 0o600));
+    assert_eq!(std::fs::read_to_string(&before).unwrap(), "as it was");
+    assert_ne!(std::fs::read_to_string(&there).unwrap(), "as it was");
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_secret_that_is_plain_text_has_no_room_for_two_keys_unless_that_is_accepted() {
+    for accepts in [false, true] {
+        let rotation = json!({"random_key": {"accept_gap": accepts}});
+        let w = RotationWorld::new(TestVault::file().await, "the-first-canary", rotation, None).await;
+        if accepts {
+            w.rotate().await;
+            assert_eq!(w.current().await.len(), 43);
+        } else {
+            let reason = w.world.discarded("rotate", &RotationWorld::args()).await;
+            assert!(reason.contains("no room for the old key") && reason.contains("accept_gap"), "{reason}");
+            w.is_as_before().await;
+        }
+        w.world.close().await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_was_given_up_and_killed_on_the_way_back_does_not_go_forward_again() {
+    let folder = TempDir::new().unwrap();
+    let mut w = ring(TestVault::file().await, files(folder.path(), &["one"])).await;
+    w.world.stop_worker().await;
+    let begun = json!({"from": w.first, "at": w.world.queue.clock().now()});
+    let steps = [
+        ("begin", Some(begun)),
+        ("create", Some(Value::Null)),
+        ("publish one", None),
+        ("give up", Some(json!("because of a test"))),
+    ];
+    let job = w.world.die_after("rotate", &RotationWorld::args(), &steps).await;
+    w.t.vault.put_pending(&w.secret, &Token::from(job.0), &r#"{"key": "new"}"#.into()).await.unwrap();
+    w.world.start_worker();
+    let reason = w.world.wait_discarded(job).await;
+    assert!(reason.starts_with("because of a test; everything was taken back"), "{reason}");
+    w.is_as_before().await;
+    assert_eq!(std::fs::read_to_string(folder.path().join("one")).unwrap(), "the-first-canary");
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn what_is_current_is_not_taken_back_however_late_that_is_heard() {
+    let mut w = ring(TestVault::file().await, json!({})).await;
+    w.world.stop_worker().await;
+    let begun = json!({"from": w.first, "at": w.world.queue.clock().now() - chrono::TimeDelta::hours(3)});
+    let done = || Some(Value::Null);
+    let steps = [("begin", Some(begun)), ("create", done()), ("set", done()), ("test", done()), ("finish", None)];
+    let job = w.world.die_after("rotate", &RotationWorld::args(), &steps).await;
+    let ours = Token::from(job.0);
+    w.t.vault.put_pending(&w.secret, &ours, &r#"{"key": "new"}"#.into()).await.unwrap();
+    w.t.vault.promote(&w.secret, &ours, &w.first).await.unwrap();
+    // Its time is over, and the vault cannot be changed just now.
+    let lock = std::fs::File::open(w.t.file.as_ref().unwrap().path().with_extension("age.lock")).unwrap();
+    lock.lock().unwrap();
+    w.world.start_worker();
+    let view = w.world.wait_for(job, &[JobState::Retryable, JobState::Scheduled, JobState::Discarded]).await;
+    let why = view.reason.unwrap_or_default();
+    assert!(view.state == JobState::Retryable && why.contains("promoting the new version"), "{why}");
+    lock.unlock().unwrap();
+    w.world.pass(Duration::from_mins(10)).await;
+    w.waits(job).await;
+    assert_eq!(w.holder(Label::Current).await, Some(ours));
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_secret_that_the_vault_rotates_itself_is_refused_before_anything_is_done() {
+    let w = ring(TestVault::aws().await, json!({})).await;
+    let rules = json!({"SecretId": w.secret, "RotationRules": {"AutomaticallyAfterDays": 30}});
+    tests::vaults::call_aws("RotateSecret", &rules).await;
+    let reason = w.world.discarded("rotate", &RotationWorld::args()).await;
+    assert!(reason.contains("RotationEnabled") && !reason.contains("taken back"), "{reason}");
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn one_rotation_of_a_secret_is_under_way_at_a_time() {
+    let w = ring(TestVault::file().await, json!({})).await;
+    let limits = w.world.new_job("rotate", &RotationWorld::args()).limits;
+    assert_eq!(limits.len(), 1);
+    assert_eq!(limits[0].at_once.map(std::num::NonZeroU32::get), Some(1));
     w.world.close().await;
 }

@@ -150,3 +150,36 @@ async fn a_refusal_says_which_right_is_missing_and_nothing_is_left_behind() {
     scene.w.is_as_before().await;
     scene.w.world.close().await;
 }
+
+#[tokio::test]
+async fn a_secret_that_somebody_changes_while_it_is_proven_is_not_taken_for_proven() {
+    let workflow = json!({"file": WORKFLOW, "ref": "main", "mark": "porter", "within": "1h"});
+    let scene = Scene::new(json!({"workflow": workflow})).await;
+    let job = scene.w.start().await;
+    let mut changed = false;
+    let view = scene
+        .w
+        .drive(job, async || {
+            if !std::mem::replace(&mut changed, true) {
+                scene.github.secrets(|it| it.change_by_hand(PLACE));
+            }
+            scene.github.workflows(|it| it.conclude("success"));
+        })
+        .await;
+    let reason = view.reason.unwrap_or_default();
+    assert!(reason.contains("somebody has changed or removed it") && reason.contains("was taken back"), "{reason}");
+    assert_eq!(scene.value(PLACE).as_deref(), Some("key=the-first-canary"));
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_value_that_github_would_not_take_is_not_sent() {
+    let scene = Scene::new(json!({"value": format!("{}{{{{ key }}}}", "x".repeat(48 * 1024))})).await;
+    let job = scene.w.start().await;
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("more than 48 KB") && reason.contains("everything was taken back"), "{reason}");
+    assert_eq!(scene.line.count("PUT"), 0);
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}

@@ -315,6 +315,9 @@ async fn the_role_that_sets_passwords_can_have_its_own_rotated() {
     world.wait_for(job, &[JobState::Scheduled]).await;
     let new = t.vault.current(&name).await.unwrap();
     assert_eq!((refused(&secret).await.as_deref(), refused(new.expose_secret()).await), (Some("28P01"), None));
+    // The process that rotated it has read the old value a moment ago, and uses it no more.
+    let ask = json!({"database": "main", "statement": "select 1", "expect": {"equals": 1}});
+    world.complete("sql", &ask).await;
     world.close().await;
 }
 
@@ -340,6 +343,8 @@ async fn talkative(server: &mut PostgresServer) {
         ("shared_preload_libraries", "'pg_stat_statements'"),
         ("log_statement", "'all'"),
         ("log_min_duration_statement", "0"),
+        ("log_min_duration_sample", "0"),
+        ("log_statement_sample_rate", "1"),
     ] {
         run(&house(server), &format!("alter system set {name} = {value}")).await;
     }
@@ -383,7 +388,9 @@ async fn a_plain_password_that_would_be_written_down_is_not_sent_unless_that_is_
     assert!(!written(&server).await.contains("ALTER ROLE \"app_b\" LOGIN"));
     w.is_as_before().await;
     w.world.close().await;
-    for name in ["log_statement", "log_min_duration_statement", "pg_stat_statements.track_utility"] {
+    for name in
+        ["log_statement", "log_min_duration_statement", "log_min_duration_sample", "pg_stat_statements.track_utility"]
+    {
         run(&house(&server), &format!("grant set on parameter {name} to porter")).await;
     }
     let w = world(&server, json!({"password": "plain"})).await;
@@ -392,4 +399,81 @@ async fn a_plain_password_that_would_be_written_down_is_not_sent_unless_that_is_
     let secret = Url::parse(&url_in(&w.current().await)).unwrap().password().unwrap().to_owned();
     assert!(!written(&server).await.contains(&secret));
     w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_is_not_written_down_by_who_may_silence_it() {
+    let server = server().await;
+    run(&house(&server), "create role strict superuser login password 'of-the-strict'").await;
+    run(&house(&server), "alter role strict set default_transaction_read_only = on").await;
+    let strict = address(&server, "strict", "of-the-strict");
+    let w = world_by(TestVault::file().await, &server, &strict, json!({"password": "plain"})).await;
+    let job = w.start().await;
+    let why = w.world.first_failure(job).await;
+    assert!(why.contains("read-only transaction"), "{why}");
+    let secret = Url::parse(&url_in(&w.value_of(job).await)).unwrap().password().unwrap().to_owned();
+    let log = server.log();
+    assert!(log.contains("cannot execute ALTER ROLE in a read-only transaction"), "{log}");
+    assert!(!log.contains(&secret) && !why.contains(&secret), "{log}");
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn every_address_of_the_secret_is_tried() {
+    let server = server().await;
+    let own = address(&server, "app_a", "canary-the-first");
+    let mut pooled = Url::parse(&own).unwrap();
+    pooled.set_port(Some(9)).unwrap();
+    let secret = json!({"url": own, "url_of_the_pooler": pooled}).to_string();
+    let rotation = json!({"postgres": {"database": "main", "roles": ["app_a", "app_b"]}});
+    let porter = address(&server, "porter", "of-the-porter");
+    let w = RotationWorld::new(TestVault::file().await, &secret, rotation, Some(&porter)).await;
+    let job = w.start().await;
+    let why = w.world.first_failure(job).await;
+    assert!(why.contains("signing in as `app_b`") && why.contains("nothing about the password"), "{why}");
+    assert_eq!(w.holder(Label::Current).await.as_ref(), Some(&w.first));
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn passwords_are_not_set_through_a_pooler() {
+    let server = server().await;
+    let pooler = format!("{}?pgbouncer=true", address(&server, "porter", "of-the-porter"));
+    let w = world_by(TestVault::file().await, &server, &pooler, json!({})).await;
+    let reason = w.world.discarded("rotate", &RotationWorld::args()).await;
+    assert!(reason.contains("`pgbouncer=true` says that it goes through a pooler"), "{reason}");
+    assert_eq!(w.holder(Label::Current).await.as_ref(), Some(&w.first));
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_new_value_lives_until_each_who_has_it_holds_the_old_one_again() {
+    let (server, folder) = (server().await, TempDir::new().unwrap());
+    let path = folder.path().join("shared");
+    // Two that write the same file: the first finds that it does not hold what it was given, there and back.
+    let consumers = json!({"a": {"file": {"path": path, "key": "url"}}, "b": {"file": {"path": path, "key": "pool"}}});
+    let w = world(&server, json!({"consumers": consumers})).await;
+    let job = w.start().await;
+    let reason = w.world.wait_discarded(job).await;
+    assert!(reason.contains("not everything could be taken back: prove back a"), "{reason}");
+    assert_eq!(refused(&url_in(&w.value_of(job).await)).await, None, "whoever has it still can use it");
+    assert_eq!(refused(&url_in(&w.current().await)).await, None);
+    w.world.close().await;
+}
+
+#[tokio::test]
+async fn the_server_is_told_a_verifier_or_the_password_itself_as_it_is_configured() {
+    let mut server = server().await;
+    talkative(&mut server).await;
+    // Who sets the passwords may silence nothing here, so that the log shows what the server was told.
+    for (telling, accepts) in [("verifier", false), ("plain", true)] {
+        let w = world(&server, json!({"password": telling, "accept_logged": accepts})).await;
+        let job = w.start().await;
+        w.waits(job).await;
+        let secret = Url::parse(&url_in(&w.current().await)).unwrap().password().unwrap().to_owned();
+        let log = server.log();
+        assert!(log.contains("PASSWORD 'SCRAM-SHA-256$4096:"), "as {telling}");
+        assert_eq!(log.contains(&format!("PASSWORD '{secret}'")), telling == "plain", "as {telling}");
+        w.world.close().await;
+    }
 }

@@ -111,6 +111,11 @@ impl Scene {
         self.w.drive(job, async || self.serve_newest()).await
     }
 
+    /// The same, in steps that are shorter than the time within which a new deployment is listed.
+    async fn drive_slowly(&self, job: JobId) -> schemas::api::JobView {
+        self.w.drive_by(Duration::from_secs(10), job, async || self.serve_newest()).await
+    }
+
     fn redeployments(&self) -> Vec<Value> {
         let marked = |it: &&Value| it["meta"]["nightporterPublication"].is_string();
         self.vercel.hub(|hub| hub.deployments.iter().filter(marked).cloned().collect())
@@ -287,6 +292,102 @@ async fn a_variable_that_somebody_changes_meanwhile_is_not_taken_for_proven() {
     let view = scene.drive(job).await;
     let reason = view.reason.unwrap_or_default();
     assert!(reason.contains("changed or removed by somebody else"), "{reason}");
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_variable_that_is_not_there_is_made_for_all_its_environments_and_those_of_branches_stay() {
+    let more = json!({"variables": {"NEW_KEY": "{{ key }}"}, "targets": ["production", "preview"]});
+    let scene = Scene::with(more).await;
+    scene.vercel.set_variable(&json!({
+        "key": "NEW_KEY", "value": "of-a-branch", "type": "encrypted", "target": ["preview"], "gitBranch": "next",
+    }));
+    let job = scene.w.start().await;
+    let view = scene.drive(job).await;
+    assert_eq!(view.state, JobState::Completed, "{:?}", view.reason);
+    let variables = scene.vercel.hub(|hub| hub.other["variables"].as_array().unwrap().clone());
+    let new: Vec<&Value> = variables.iter().filter(|it| it["key"] == "NEW_KEY").collect();
+    assert_eq!((new.len(), &new[0]["value"]), (2, &json!("of-a-branch")));
+    assert_eq!(new[1]["target"], json!(["production", "preview"]));
+    assert_eq!(format!("key={}", new[1]["value"].as_str().unwrap()), scene.key_of(job).await);
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn where_one_of_several_cannot_be_set_none_is() {
+    let scene = Scene::with(json!({"variables": {"APP_KEY": "key={{ key }}", "OTHER": "{{ key }}"}})).await;
+    scene.vercel.set_variable(&json!({
+        "key": "OTHER", "value": "x", "type": "encrypted", "target": ["production"], "comment": "",
+    }));
+    let job = scene.w.start().await;
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("`OTHER`") && reason.contains("everything was taken back"), "{reason}");
+    assert_eq!((scene.vercel.count(&Method::POST, "/env"), scene.value()), (0, format!("key={FIRST}")));
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_refusal_within_an_answer_that_says_created_is_a_refusal() {
+    let scene = Scene::new().await;
+    let failed = r#"{"created": {}, "failed": [{"error": {"code": "ENV_CONFLICT", "message": "canary"}}]}"#;
+    scene.line.next("/env?", Wrong::Answered(StatusCode::CREATED, vec![], failed));
+    scene.line.next("upsert", Wrong::Answered(StatusCode::CREATED, vec![], failed));
+    let job = scene.w.start().await;
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("ENV_CONFLICT") && !reason.contains("canary"), "{reason}");
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_deployment_whose_answer_was_lost_and_that_is_listed_late_is_not_made_twice() {
+    let scene = Scene::new().await;
+    scene.line.next("POST /v13/deployments", Wrong::Lost);
+    scene.vercel.hub(|hub| hub.late = 1);
+    let job = scene.w.start().await;
+    let view = scene.drive_slowly(job).await;
+    assert_eq!(view.state, JobState::Completed, "{:?}", view.reason);
+    assert_eq!(scene.redeployments().len(), 1);
+    assert_eq!(scene.vercel.hub(|hub| hub.late), 0, "it was looked for before it was listed");
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_deployment_that_is_being_built_or_does_not_have_the_domain_proves_nothing() {
+    let scene = Scene::new().await;
+    let job = scene.w.start().await;
+    sleeps(&scene, job).await;
+    let made = scene.redeployments()[0]["id"].as_str().unwrap().to_owned();
+    for (state, substate, alias, why) in [
+        ("BUILDING", Value::Null, scene.app.host.as_str(), "is BUILDING"),
+        ("READY", json!("PROMOTED"), "other.example.com", "does not lead to"),
+    ] {
+        scene.vercel.change(&made, &json!({"readyState": state, "readySubstate": substate, "alias": [alias]}));
+        scene.w.world.pass(Duration::from_secs(20)).await;
+        let reason = sleeps(&scene, job).await;
+        assert!(reason.contains(why), "{reason}");
+        assert!(scene.app.asked_with().is_empty(), "another deployment would answer");
+    }
+    scene.serve(&made);
+    scene.w.world.pass(Duration::from_secs(20)).await;
+    assert!(sleeps(&scene, job).await.contains("the new value is current and proven"));
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn who_refuses_after_an_attempt_that_may_have_changed_something_is_given_the_old_value_back() {
+    let scene = Scene::new().await;
+    scene.line.next("POST /v10", Wrong::Lost);
+    let job = scene.w.start().await;
+    scene.w.world.first_failure(job).await;
+    assert_ne!(scene.value(), format!("key={FIRST}"), "it was set, and nobody heard of it");
+    scene.line.next("GET /v10", Wrong::Answered(StatusCode::FORBIDDEN, vec![], r#"{"error": {"code": "forbidden"}}"#));
+    let view = scene.drive(job).await;
+    let reason = view.reason.unwrap_or_default();
+    assert!(reason.contains("may not change") && reason.contains("everything was taken back"), "{reason}");
+    assert_eq!(scene.value(), format!("key={FIRST}"));
     scene.w.is_as_before().await;
     scene.w.world.close().await;
 }

@@ -235,6 +235,10 @@ async fn a_secret_that_no_delivery_proves_is_taken_back_and_none_is_refused_on_t
     assert!(reason.contains("not proven within 1h") && reason.contains("everything was taken back"), "{reason}");
     let secrets = scene.hook_secrets();
     assert_eq!((secrets.len(), secrets.last().map(String::as_str)), (2, Some(FIRST)), "set, and set back");
+    // What was signed with the new one before that may be on its way still.
+    let view = scene.w.world.queue.ledger().job(job).await.unwrap().unwrap();
+    let at = |name: &str| view.steps.iter().find(|step| step.name == name).and_then(|step| step.finished_at).unwrap();
+    assert!(at("drop the pending version") - at("restore") >= chrono::TimeDelta::minutes(2), "{:?}", view.steps);
     scene.w.is_as_before().await;
     assert_eq!(scene.deliver().await, StatusCode::ACCEPTED);
     scene.door.forget(&scene.w.secret);
@@ -298,6 +302,72 @@ async fn what_a_sender_makes_itself_is_handed_in_and_proven_by_a_delivery() {
     });
     assert_eq!(view.await.state, JobState::Completed);
     assert_eq!(scene.new_secret(job).await, "made-by-the-sender");
+    assert_eq!(scene.github.secrets(|it| it.hook["secret"].clone()), "made-by-the-sender", "a delivery proved it");
     scene.age = age;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_delivery_of_another_hook_proves_nothing_of_this_one() {
+    let mut scene = Scene::new().await;
+    scene.github.secrets(|it| it.mute = true);
+    let job = scene.w.start().await;
+    let (door, secret, github) = (Arc::clone(&scene.door), scene.w.secret.clone(), scene.github.clone());
+    let (mut age, mut delivered) = (Duration::ZERO, false);
+    let view = scene.w.drive_by(STEP, job, async || {
+        age += STEP;
+        if age >= FRESH {
+            door.forget(&secret);
+            age = Duration::ZERO;
+        }
+        if !delivered && github.secrets(|it| it.hook_secrets.len()) == 1 {
+            let mut other = github.secrets(push);
+            let hook = other.headers.iter_mut().find(|(name, _)| *name == "x-github-hook-id").unwrap();
+            hook.1 = "1".to_owned();
+            assert_eq!(other.send(&tests::backup_world::http()).await, Some(StatusCode::ACCEPTED));
+            delivered = true;
+        }
+    });
+    let reason = view.await.reason.unwrap_or_default();
+    assert!(reason.contains("not proven within 1h") && delivered, "{reason}");
+    scene.age = age;
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_hook_that_is_off_is_left_alone() {
+    let mut scene = Scene::new().await;
+    let off = r#"{"active": false, "config": {"url": "https://porter.example.com/webhooks/github"}}"#;
+    scene.line.next("GET", Wrong::Answered(StatusCode::OK, vec![], off));
+    let job = scene.w.start().await;
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("is not active") && reason.contains("everything was taken back"), "{reason}");
+    assert_eq!(scene.hook_secrets().len(), 0);
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn what_github_refuses_to_set_is_not_set_back() {
+    let mut scene = Scene::new().await;
+    scene.line.next("PATCH", Wrong::Answered(StatusCode::FORBIDDEN, vec![], r#"{"message": "Forbidden"}"#));
+    let job = scene.w.start().await;
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("`webhooks: write`") && reason.contains("everything was taken back"), "{reason}");
+    assert_eq!(scene.line.count("PATCH"), 1);
+    scene.w.is_as_before().await;
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
+async fn a_secret_that_is_current_and_handed_in_again_is_no_new_one() {
+    let mut scene = Scene::with(json!([])).await;
+    let job = scene.w.start().await;
+    scene.w.waits(job).await;
+    let same = json!({"webhook": FIRST, "token": "another"}).to_string();
+    scene.w.t.vault.put_pending(&scene.w.secret, &Token::from(job.0), &same.as_str().into()).await.unwrap();
+    let reason = scene.drive(job).await.reason.unwrap_or_default();
+    assert!(reason.contains("is the secret that is current") && reason.contains("was taken back"), "{reason}");
+    scene.w.is_as_before().await;
     scene.w.world.close().await;
 }
