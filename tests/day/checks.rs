@@ -34,7 +34,7 @@ async fn deliveries(week: &Week, report: &mut Report) -> Result<()> {
     let ids = promised.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(",");
     let booked = format!("select count(*) from nightporter.event where id in ({ids})");
     let done = format!(
-        "select count(*) from nightporter.history h join nightporter.job_args a on a.id = h.id
+        "select count(distinct a.event_id) from nightporter.history h join nightporter.job_args a on a.id = h.id
           where a.event_id in ({ids}) and h.state = 5"
     );
     let twice =
@@ -99,6 +99,7 @@ async fn schedules(week: &Week, report: &mut Report) -> Result<()> {
     };
     report.check("nights with a backup", week.days, fired("backup").await?);
     for (what, name) in [
+        ("mornings", "morning"),
         ("nights on which sessions were cleaned up", "sessions"),
         ("nights on which audit logs were cleaned up", "audit-logs"),
         ("nights on which backups were cleaned up", "backups"),

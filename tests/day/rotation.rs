@@ -22,6 +22,9 @@ const A_SECOND: u32 = 50;
 /// At least so many sign-ins with the new value are waited for.
 const ENOUGH: usize = 100;
 
+/// For so long the old value stays valid: what the configuration says.
+const OVERLAP: TimeDelta = TimeDelta::hours(1);
+
 /// What the shop saw.
 #[derive(Default)]
 struct Seen {
@@ -44,7 +47,8 @@ pub(crate) async fn rotate(team: &Team, report: &mut Report) -> Result<()> {
     // It waits for the end of the overlap: the new version is current.
     state_of(team, &job, "scheduled").await?;
     count_to(&seen.with_the_new, ENOUGH).await?;
-    team.clock.advance_to(team.clock.now() + TimeDelta::hours(2)).await?;
+    // The rest of the overlap passes by itself.
+    team.clock.advance_to(team.clock.now() + OVERLAP - TimeDelta::minutes(1)).await?;
     state_of(team, &job, "completed").await?;
     let after = seen.signed_in.load(Ordering::SeqCst) + ENOUGH;
     count_to(&seen.signed_in, after).await?;
