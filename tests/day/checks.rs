@@ -86,8 +86,8 @@ async fn jobs(week: &Week, report: &mut Report) -> Result<()> {
     let cancelled = count("select count(*) from nightporter.history where state = 7").await?;
     report.check("jobs cancelled", 0, cancelled);
     report.figure("jobs", count("select count(*) from nightporter.history").await?);
-    let interrupted = "select count(*) from nightporter.attempt where outcome = 'interrupted'";
-    report.figure("attempts_interrupted", count(interrupted).await?);
+    let lost = "select count(*) from nightporter.attempt where outcome = 'crashed'";
+    report.figure("attempts_lost_with_their_machine", count(lost).await?);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Datelike, NaiveTime, TimeDelta, Utc};
 use serde_json::Value;
 
+use crate::clock::AHEAD;
 use crate::gate;
 use crate::lodge;
 use crate::patience::wait_for;
@@ -14,10 +15,6 @@ use crate::rotation;
 use crate::senders::Senders;
 use crate::shop::{self, Counts};
 use crate::team::{PATIENCE, Team};
-
-/// The clock is set forward to so long before a schedule's time, which then comes by itself: within thirty seconds each process
-/// asks the database what time it is, and until then it goes by what it knew.
-const BEFORE: TimeDelta = TimeDelta::seconds(45);
 
 /// The week, and what was seen in it.
 pub(crate) struct Week {
@@ -93,7 +90,7 @@ impl Week {
     /// Lets time pass until shortly before an hour of a day, when everything is done.
     async fn until_shortly_before(&self, moment: DateTime<Utc>) -> Result<()> {
         self.team.at_rest().await?;
-        self.team.clock.advance_to(moment - BEFORE).await
+        self.team.clock.advance_to(moment - AHEAD).await
     }
 
     async fn day(&mut self, day: i64, report: &mut Report) -> Result<()> {
