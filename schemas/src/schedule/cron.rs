@@ -272,6 +272,15 @@ mod tests {
     }
 
     #[test]
+    fn the_seventh_is_in_the_first_week_and_each_tenth_day_is_not_any_day() {
+        assert_eq!(times("0 0 * * SAT#1", "2026-11-01T00:00:00", 2), ["Sat 2026-11-07 00:00", "Sat 2026-12-05 00:00"]);
+        assert_eq!(
+            times("0 0 */10 * sun", "2026-11-20T00:00:00", 4),
+            ["Sat 2026-11-21 00:00", "Sun 2026-11-22 00:00", "Sun 2026-11-29 00:00", "Tue 2026-12-01 00:00"]
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_what_to_write_instead() {
         let wrong = |text: &str| Cron::read(text).unwrap_err().to_string();
         let said = [

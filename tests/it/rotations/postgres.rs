@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use schemas::{JobId, JobState};
 use secrets::ExposeSecret;
-use secrets::vaults::{Label, Vault};
+use secrets::vaults::{Label, Token, Vault};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tempfile::TempDir;
@@ -476,4 +476,26 @@ async fn the_server_is_told_a_verifier_or_the_password_itself_as_it_is_configure
         assert_eq!(log.contains(&format!("PASSWORD '{secret}'")), telling == "plain", "as {telling}");
         w.world.close().await;
     }
+}
+
+#[tokio::test]
+async fn the_role_that_sets_passwords_signs_in_again_though_nobody_heard_that_its_own_was_set() {
+    let server = server().await;
+    let t = TestVault::file().await;
+    let (name, first) = t.secret(&address(&server, "porter", "of-the-porter")).await;
+    let rotation = json!({"postgres": {"database": "main", "roles": ["porter"], "accept_gap": true}});
+    let config = tests::rotation_world::config(&name, rotation, Some(&format!("${{vault:{name}}}")));
+    let mut world = tests::backup_world::BackupWorld::with_vault(config, t.vault.clone()).await;
+    world.stop_worker().await;
+    let begun = json!({"from": first, "at": world.queue.clock().now()});
+    let steps = [("begin", Some(begun)), ("create", Some(Value::Null)), ("set", None)];
+    let job = world.die_after("rotate", &RotationWorld::args(), &steps).await;
+    let new = address(&server, "porter", "of-the-first-attempt");
+    t.vault.put_pending(&name, &Token::from(job.0), &new.as_str().into()).await.unwrap();
+    run(&house(&server), "alter role porter password 'of-the-first-attempt'").await;
+    world.start_worker();
+    let view = world.wait_for(job, &[JobState::Scheduled, JobState::Discarded, JobState::Retryable]).await;
+    assert_eq!(view.state, JobState::Scheduled, "{:?}", view.reason);
+    assert_eq!(t.vault.current(&name).await.unwrap().expose_secret(), new);
+    world.close().await;
 }
