@@ -34,7 +34,7 @@ async fn deliveries(week: &Week, report: &mut Report) -> Result<()> {
     let ids = promised.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(",");
     let booked = format!("select count(*) from nightporter.event where id in ({ids})");
     let done = format!(
-        "select count(*) from nightporter.history h join nightporter.job_args a on a.id = h.id
+        "select count(distinct a.event_id) from nightporter.history h join nightporter.job_args a on a.id = h.id
           where a.event_id in ({ids}) and h.state = 5"
     );
     let twice =
@@ -86,8 +86,8 @@ async fn jobs(week: &Week, report: &mut Report) -> Result<()> {
     let cancelled = count("select count(*) from nightporter.history where state = 7").await?;
     report.check("jobs cancelled", 0, cancelled);
     report.figure("jobs", count("select count(*) from nightporter.history").await?);
-    let interrupted = "select count(*) from nightporter.attempt where outcome = 'interrupted'";
-    report.figure("attempts_interrupted", count(interrupted).await?);
+    let lost = "select count(*) from nightporter.attempt where outcome = 'crashed'";
+    report.figure("attempts_lost_with_their_machine", count(lost).await?);
     Ok(())
 }
 
@@ -99,6 +99,7 @@ async fn schedules(week: &Week, report: &mut Report) -> Result<()> {
     };
     report.check("nights with a backup", week.days, fired("backup").await?);
     for (what, name) in [
+        ("mornings", "morning"),
         ("nights on which sessions were cleaned up", "sessions"),
         ("nights on which audit logs were cleaned up", "audit-logs"),
         ("nights on which backups were cleaned up", "backups"),

@@ -17,6 +17,10 @@ const LIBRARY: &str = "NIGHTPORTER_TEST_FAKETIME";
 const FILE: &str = "FAKETIME_TIMESTAMP_FILE";
 const OTHERS: [&str; 3] = ["FAKETIME_CACHE_DURATION", "FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"];
 
+/// The clock is set forward to so long before the time at which something is to happen, which then comes by itself: within
+/// thirty seconds each process asks the database what time it is, and until then it goes by what it knew.
+pub(crate) const AHEAD: TimeDelta = TimeDelta::seconds(45);
+
 /// After this it has gone wrong.
 const SEEN_WITHIN: Duration = Duration::from_mins(1);
 

@@ -12,15 +12,19 @@ use chrono::TimeDelta;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
+use crate::clock::AHEAD;
 use crate::patience::wait_for;
 use crate::report::Report;
 use crate::team::{PATIENCE, Team};
 use crate::vault;
 
-/// The shop signs in so often.
-const A_SECOND: u32 = 50;
+/// So often in each second that it signs in at all: more than fifty, for it reads its secret between them.
+const A_SECOND: u32 = 65;
 /// At least so many sign-ins with the new value are waited for.
 const ENOUGH: usize = 100;
+
+/// For so long the old value stays valid: what the configuration says.
+const OVERLAP: TimeDelta = TimeDelta::hours(1);
 
 /// What the shop saw.
 #[derive(Default)]
@@ -44,7 +48,7 @@ pub(crate) async fn rotate(team: &Team, report: &mut Report) -> Result<()> {
     // It waits for the end of the overlap: the new version is current.
     state_of(team, &job, "scheduled").await?;
     count_to(&seen.with_the_new, ENOUGH).await?;
-    team.clock.advance_to(team.clock.now() + TimeDelta::hours(2)).await?;
+    team.clock.advance_to(team.clock.now() + OVERLAP - AHEAD).await?;
     state_of(team, &job, "completed").await?;
     let after = seen.signed_in.load(Ordering::SeqCst) + ENOUGH;
     count_to(&seen.signed_in, after).await?;

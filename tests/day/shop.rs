@@ -123,8 +123,9 @@ impl Shop {
         let (file, rules): (String, String) = sqlx::query_as(question).fetch_one(&mut self.connect().await?).await?;
         let role = &self.role;
         let rules = format!("host all {role}_a,{role}_b 127.0.0.1/32 scram-sha-256\n{rules}");
+        // Without empty lines, which would be written in quotes.
         self.run(&format!(
-            "copy (select * from unnest(string_to_array($rules${rules}$rules$, e'\\n')))
+            "copy (select * from unnest(string_to_array($rules${rules}$rules$, e'\\n')) line where line <> '')
                to '{file}' (format csv, quote e'\\x01', delimiter e'\\x02');
              select pg_reload_conf();"
         ))

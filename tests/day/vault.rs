@@ -35,7 +35,9 @@ impl Reader {
     }
 
     pub(crate) async fn value(&self) -> Result<Value> {
-        let read = ask(&self.endpoint, "GetSecretValue", &json!({"SecretId": self.name})).await?;
+        // The label is AWS's default; the test server's is the version that was put first.
+        let current = json!({"SecretId": self.name, "VersionStage": "AWSCURRENT"});
+        let read = ask(&self.endpoint, "GetSecretValue", &current).await?;
         let text = read["SecretString"].as_str().context("a secret without a text")?;
         Ok(serde_json::from_str(text)?)
     }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Datelike, NaiveTime, TimeDelta, Utc};
 use serde_json::Value;
 
+use crate::clock::AHEAD;
 use crate::gate;
 use crate::lodge;
 use crate::patience::wait_for;
@@ -82,14 +83,21 @@ impl Week {
         self.start + TimeDelta::days(self.days) + TimeDelta::hours(3)
     }
 
-    fn at(&self, day: i64, hours: i64) -> DateTime<Utc> {
-        self.start + TimeDelta::days(day) + TimeDelta::hours(hours) + TimeDelta::seconds(5)
+    fn at(&self, day: i64, hour: i64) -> DateTime<Utc> {
+        self.start + TimeDelta::days(day) + TimeDelta::hours(hour)
+    }
+
+    /// Lets time pass until shortly before an hour of a day, when everything is done.
+    async fn until_shortly_before(&self, moment: DateTime<Utc>) -> Result<()> {
+        self.team.at_rest().await?;
+        self.team.clock.advance_to(moment - AHEAD).await
     }
 
     async fn day(&mut self, day: i64, report: &mut Report) -> Result<()> {
-        self.team.at_rest().await?;
-        self.team.clock.advance_to(self.at(day, 10)).await?;
-        report.say(&format!("day {}: {}", day + 1, self.team.clock.now().format("%A")));
+        let morning = self.at(day, 10);
+        self.until_shortly_before(morning).await?;
+        report.say(&format!("day {}: {}", day + 1, morning.format("%A")));
+        self.fired("morning", morning, report).await?;
         let now = self.team.clock.now();
         self.team.shop.live(day, now).await?;
         self.senders.day(&self.team).await?;
@@ -113,28 +121,25 @@ impl Week {
     }
 
     async fn night(&mut self, day: i64, report: &mut Report) -> Result<()> {
-        self.team.at_rest().await?;
-        self.team.clock.advance_to(self.at(day + 1, 2)).await?;
+        let [two, three, four] = [2, 3, 4].map(|hour| self.at(day + 1, hour));
+        self.until_shortly_before(two).await?;
         if self.is_day_of(2, day) {
             self.lost_workers(day, report).await?;
         }
-        self.fired("backup", self.at(day + 1, 2), report).await?;
-        self.team.at_rest().await?;
-        self.team.clock.advance_to(self.at(day + 1, 3)).await?;
+        self.fired("backup", two, report).await?;
+        self.until_shortly_before(three).await?;
         for schedule in ["sessions", "audit-logs", "backups"] {
-            self.fired(schedule, self.at(day + 1, 3), report).await?;
+            self.fired(schedule, three, report).await?;
         }
         if day + 1 == self.days {
-            self.team.at_rest().await?;
-            self.team.clock.advance_to(self.at(day + 1, 4)).await?;
-            self.fired("verify", self.at(day + 1, 4), report).await?;
+            self.until_shortly_before(four).await?;
+            self.fired("verify", four, report).await?;
         }
         Ok(())
     }
 
     /// Waits until a schedule's time has fired and its job has completed.
-    async fn fired(&mut self, schedule: &'static str, at: DateTime<Utc>, report: &mut Report) -> Result<()> {
-        let nominal = at - TimeDelta::seconds(5);
+    async fn fired(&mut self, schedule: &'static str, nominal: DateTime<Utc>, report: &mut Report) -> Result<()> {
         let team = &self.team;
         let firing = wait_for(&format!("{schedule} of {nominal} has ended"), PATIENCE, async || {
             let shown = team.ask(&format!("schedules/{schedule}")).await?;

@@ -439,8 +439,9 @@ fn the_demo_tells_its_whole_story_and_leaves_a_site_to_look_at() {
     ] {
         assert!(told.contains(part), "`{part}` is not told:\n{told}");
     }
-    let mut sites = std::fs::read_dir(house.path(".")).unwrap().map(|entry| entry.unwrap().path());
-    let site = sites.find(|path| path.join("nightporter.toml").exists()).expect("the site");
+    let left: Vec<_> = std::fs::read_dir(house.path(".")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left.len(), 2, "beside what was there, the site and nothing else: {left:?}");
+    let site = left.iter().find(|path| path.join("nightporter.toml").exists()).expect("the site");
     let config = site.join("nightporter.toml").display().to_string();
     assert!(house.run(&["check", "--config", &config]).exits(0).stdout.contains("is right"));
     let backups = house.run(&["backups", "list", "--json", "--config", &config]).exits(0).json();

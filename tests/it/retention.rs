@@ -256,6 +256,34 @@ async fn rows_go_into_a_store_before_they_go_and_none_is_lost_where_a_worker_die
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_archived_is_found_again_without_reading_the_whole_stretch_for_each_part_of_it() {
+    const ROWS: i64 = 60_000;
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::with_store(
+        &format!(
+            "create table logs (id bigint primary key, created_at timestamptz) with (autovacuum_enabled = false);
+             insert into logs select n, now() - case when n % 4 = 0 then interval '60 days' else interval '0' end
+               from generate_series(1, {ROWS}) n;
+             analyze logs;
+             do $$ begin
+               execute format('alter database %I set enable_seqscan = off', current_database());
+               execute format('alter database %I set enable_bitmapscan = off', current_database());
+             end $$"
+        ),
+        folder.path(),
+    )
+    .await;
+    let done = shop.world.complete("retention", &arguments("logs", json!({"archive": {"store": "nightly"}}))).await;
+    assert_eq!(done["deleted"], ROWS / 4, "{done}");
+    let deleted = format!("pg_stat_user_tables where relname = 'logs' and n_tup_del = {}", ROWS / 4);
+    eventually("the statistics are written", async || (shop.count(&deleted).await == 1).then_some(())).await;
+    let question = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'logs_pkey'";
+    let read: i64 = sqlx::query_scalar(question).fetch_one(&mut shop.connect().await).await.unwrap();
+    // Counted, measured, read and deleted: each looks at each row once.
+    assert!((ROWS * 3..ROWS * 5).contains(&read), "{read} entries of the index were read for {ROWS} rows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_dies_in_the_middle_is_followed_by_one_that_deletes_the_rest() {
     let mut shop = Shop::open(SESSIONS).await;
     let due = shop.count(&format!("sessions where {DUE}")).await;

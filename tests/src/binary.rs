@@ -337,6 +337,9 @@ fn text_of(mut file: File) -> String {
 }
 
 fn binary() -> PathBuf {
+    if let Some(other) = std::env::var_os("NIGHTPORTER_TEST_BINARY") {
+        return other.into();
+    }
     let tests = std::env::current_exe().expect("the test's own path");
     let path = tests.ancestors().nth(2).unwrap_or(Path::new("")).join("nightporter");
     assert!(path.exists(), "there is no {}: run `cargo build -p cli`, as `tests/run` does", path.display());

@@ -37,10 +37,13 @@ pub(crate) enum Stepped<T> {
     Refused,
 }
 
-/// Rows as they were read: each with its key, its version and what it held.
+/// The sign by which a key's texts are joined.
+const JOINT: char = '\u{1f}';
+
+/// Rows as they were read, in the order of their keys: each with its key, its version and what it held.
 #[derive(Default)]
 pub(crate) struct Versions {
-    /// Joined by a sign that no key holds, as they are compared.
+    /// Joined by [`JOINT`], as they are compared.
     pub(crate) keys: Vec<String>,
     pub(crate) stamps: Vec<String>,
     /// JSON.
@@ -197,6 +200,12 @@ impl Walk {
         let deleting = bound(&statement, before, cursor, boundary).bind(&read.keys).bind(&read.stamps);
         let deleted = tokio::time::timeout(STEP_WITHIN, deleting.execute(&mut self.connection)).await;
         Ok(judged(deleted)?.map(|deleted| deleted.rows_affected()))
+    }
+
+    /// The key of a row that was read; none where its texts cannot be told apart.
+    pub(crate) fn key_of(&self, joined: &str) -> Option<Key> {
+        let texts: Key = joined.split(JOINT).map(str::to_owned).collect();
+        (texts.len() == self.table.key.len()).then_some(texts)
     }
 
     /// Why it is better not to delete now; none where nothing speaks against it.
