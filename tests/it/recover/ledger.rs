@@ -181,8 +181,12 @@ async fn whatever_the_lost_machine_may_have_done_asks_and_nothing_else_does() {
         NewJob { run_at: Some(at(1)), ..job() },
         NewJob { run_at: Some(at(600)), ..job() },
     ];
-    let policy =
-        ApprovalPolicy { count: NonZeroU32::new(2).unwrap(), role: Role::Operator, within: Duration::from_hours(9), own: true };
+    let policy = ApprovalPolicy {
+        count: NonZeroU32::new(2).unwrap(),
+        role: Role::Operator,
+        within: Duration::from_hours(9),
+        own: true,
+    };
     let agreed = NewJob { approval: Some(policy), ..job() };
     let ids = [&running, &ending, &behind, &due, &later, &agreed].map(|job| job.id);
     let claim = Claim {
