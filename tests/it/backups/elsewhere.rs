@@ -45,8 +45,8 @@ fn without_the_ledger_that_made_them_backups_are_listed_shown_pinned_and_restore
 
     // Another machine, with the configuration and nothing else.
     let house = House::new(&configuration(&lake));
-    let list = || house.run(&["backups", "list", "--json"]).exits(0).json();
-    let found = list();
+    let listed = || house.run(&["backups", "list", "--json"]).exits(0).json();
+    let found = listed();
     let keys: Vec<&str> =
         found["backups"].as_array().unwrap().iter().map(|backup| backup["key"].as_str().unwrap()).collect();
     assert_eq!((keys.len(), &found["broken"]), (2, &json!([])), "{found}");
@@ -56,7 +56,7 @@ fn without_the_ledger_that_made_them_backups_are_listed_shown_pinned_and_restore
     let said = house.run(&latest).exits(0).stdout;
     assert!(said.contains("Restore it with stock programs"), "{said}");
     house.run(&["backups", "pin", keys[0], "--reason", "law"]).exits(0);
-    assert_eq!(list()["backups"][0]["pinned"], true);
+    assert_eq!(listed()["backups"][0]["pinned"], true);
     assert!(!house.path("book.db").exists(), "nobody asks a ledger");
 
     // With an empty ledger they are restored and proven as if it had made them.

@@ -148,8 +148,8 @@ async fn a_backup_takes_the_place_of_a_live_sqlite_file_when_nobody_else_has_it_
     let done = ended.output.unwrap_or_else(|| panic!("{:?}", ended.reason));
     assert_eq!(contents(&source).await, wanted);
     let mut connection = SqliteConnection::connect(&source).await.unwrap();
-    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
-    assert_eq!(mode, "wal", "it has a log, as before");
+    let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(journal, "wal", "it has a log, as before");
     connection.close().await.unwrap();
     assert_eq!(contents(&format!("sqlite:{}", done["kept"].as_str().unwrap())).await, changed, "the old one is kept");
     assert_eq!(listed(&directory(&lake)).await.backups.len(), 2, "and so is the safety backup");

@@ -155,10 +155,11 @@ async fn an_alarm_of_the_process_before_is_ended_by_the_next_that_copies() {
 async fn two_porters_from_one_ledger_are_an_alarm_until_a_person_has_decided() {
     let (safe, receiver) = (TempDir::new().unwrap(), Receiver::start().await);
     let mut team = Team::copying_to(&format!("file:{}", safe.path().display()), "").await;
-    team.configuration += &format!(
+    let more = format!(
         "[channels.oncall]\nwebhook = {{ url = \"{}/\", secret = \"{TEAM_SECRET}\" }}\n[defaults]\non_failure = \"oncall\"\n",
         receiver.url
     );
+    team.configuration.push_str(&more);
     let (old, new) = (team.machine(), team.machine());
     let first = old.start("up");
     deliver_all(&first, &commits(1..2)).await;
