@@ -61,7 +61,12 @@ pub async fn sweep_orphans(store: &dyn Store, database: &str, now: Timestamp) ->
 /// manifest is gone, and may have died before that look.
 async fn give_back(store: &dyn Store, stem: &str, objects: &[ObjectInfo]) -> Result<bool, Failure> {
     let backup = format!("{stem}{MANIFEST}");
-    let Some(text) = manifest_in(store, &pin_key(&backup)?).await? else { return Ok(false) };
+    let text = match manifest_in(store, &pin_key(&backup)?).await {
+        Ok(Some(text)) => text,
+        // A pin that cannot be read gives nothing back, and stops nothing.
+        Ok(None) | Err(Failure::Discard(_)) => return Ok(false),
+        Err(failure) => return Err(failure),
+    };
     let sizes: BTreeMap<&str, u64> = objects.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
     if Manifest::parse(&text).and_then(|manifest| manifest.sized_as(&sizes)).is_err() {
         return Ok(false);
