@@ -157,6 +157,7 @@ pub(crate) fn copier(config: &Config, queue: Queue, secrets: Arc<Resolver>, metr
         secrets,
         every: config.queue.copy_every.0,
         machine: machine(),
+        stale_after: worker::ledger_copies::STALE,
         metrics,
         notice: channel.map(|channel| worker::notice::on_copies(channel, catalog())),
     }))

@@ -71,9 +71,11 @@ impl Door {
             silent_after: source.silent_after,
         });
         let listened: Vec<Listened> = listened.collect();
-        for Silence { source, heard_at, quiet, is_over } in queue.listen(&listened, notice).await? {
+        for Silence { source, heard_at, quiet, is_over, is_watched } in queue.listen(&listened, notice).await? {
             let heard_at = heard_at.map(|at| at.to_rfc3339());
-            if is_over {
+            if !is_watched {
+                info!(source, "the source was silent, and is not watched any more");
+            } else if is_over {
                 info!(source, "the source speaks again");
             } else {
                 warn!(source, heard_at, quiet = period::write(quiet), "the source has gone silent");

@@ -1,5 +1,6 @@
 //! Backups and restores, from a job to bytes in a store and back, with everything going wrong in between.
 
+mod elsewhere;
 mod encryption;
 mod live;
 mod retention;

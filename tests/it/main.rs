@@ -18,6 +18,7 @@ mod documents;
 mod exec;
 mod forgetting;
 mod fuzz;
+mod health;
 mod heartbeat;
 mod http;
 mod interleavings;

@@ -121,6 +121,31 @@ async fn what_happens_is_counted_and_no_id_is_a_label() {
     assert_eq!(rows_of_the_page(), names(&last), "docs/metrics.md names every metric and no other");
 }
 
+/// The value of a metric.
+fn value_of(text: &str, metric: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{metric} is not in:\n{text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_has_an_age() {
+    let (config, _) = configuration();
+    let house = House::new(&config.replace(&tests::server("NIGHTPORTER_TEST_AMQP"), "amqp://127.0.0.1:1"));
+    let up = house.start("up");
+    let (server, token) = (up.operators(), house.path("book.db.token"));
+    let to = ["--server", &server, "--token-file", token.to_str().unwrap(), "--reason", "a test"];
+    house.run(&[&["queues", "pause", "default"], &to[..]].concat()).exits(0);
+    let log = || std::fs::read_to_string(house.path("up.log")).unwrap();
+    eventually("announcing is on", async || log().contains("from now on events").then_some(())).await;
+    assert_eq!(push(&up, SECRET).await, 202);
+    // The first scrape asks the ledger.
+    let text = scraped(&up).await;
+    assert!(value_of(&text, "nightporter_oldest_available_job_seconds{queue=\"default\"}") > 0.0);
+    assert!(value_of(&text, "nightporter_oldest_announcement_seconds") > 0.0);
+    assert!(value_of(&text, "nightporter_ledger_copy_age_seconds") > 0.0);
+    assert_eq!(value_of(&text, "nightporter_programs_up").to_string(), "0");
+}
+
 /// Makes a backup of the application's database.
 fn back_up(house: &House, up: &Running) {
     let with = ["--with", "database=main", "--with", "store=disk", "--reason", "a test", "--wait"];

@@ -1,8 +1,10 @@
 //! A machine is lost with its embedded ledger, and another one goes on from the copies in a store. Nothing that was
 //! acknowledged before the last copy is lost or done twice, and what the lost machine may have done since asks first.
 
+mod alarms;
 mod damage;
 mod held;
+mod killed;
 mod kills;
 mod ledger;
 
@@ -221,6 +223,21 @@ async fn a_lost_machine_is_recovered_from_encrypted_copies_in_s3() {
     let keyless = House::new(&team.configuration.replace(&format!("identity = \"{key}\""), ""));
     let refused = keyless.run(&["recover", "--dry-run"]).exits(1);
     assert!(refused.stderr.contains("`identity`"), "{}", refused.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_last_before_an_orderly_end_is_in_a_copy() {
+    let safe = TempDir::new().unwrap();
+    let mut team = Team::copying_to(&format!("file:{}", safe.path().display()), "").await;
+    // One copy at the start, and the next is far away.
+    team.configuration = team.configuration.replace("copy_every = \"1s\"", "copy_every = \"1h\"");
+    let machine = team.machine();
+    let up = machine.start("up");
+    deliver_all(&up, &commits(1..2)).await;
+    team.all_done(&commits(1..2)).await;
+    assert!(up.stop().success());
+    let told = team.machine().run(&["recover", "--dry-run", "--json"]).exits(0).json();
+    assert_eq!(told["sources"][0]["last"]["delivery_id"], delivery_of(&commits(1..2)[0]).to_string(), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,10 +5,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use serde_json::Value;
 use uuid::Uuid;
@@ -68,6 +68,18 @@ impl Program {
         .await
     }
 
+    /// Takes the next message out of a queue, and gives it back.
+    pub async fn give_back(&self, queue: &str) {
+        let taken = async || {
+            let got =
+                self.channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("the queue is there");
+            got.map(|message| message.delivery)
+        };
+        let delivery = eventually(&format!("a message in {queue}"), taken).await;
+        let again = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        delivery.acker.nack(again).await.expect("given back");
+    }
+
     /// How many messages lie in a queue that nobody holds.
     pub async fn lying_in(&self, queue: &str) -> u32 {
         let channel = self.connection.create_channel().await.expect("a channel");
@@ -80,6 +92,23 @@ impl Program {
     pub async fn declare(&self, queue: &str) {
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(queue.into(), durable, FieldTable::default()).await.expect("declared");
+    }
+
+    /// Makes a queue that takes one message of an exchange, and refuses others while that lies there.
+    pub async fn declare_narrow(&self, queue: &str, exchange: &str) {
+        let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let declare =
+            self.channel.exchange_declare(exchange.into(), ExchangeKind::Topic, durable, FieldTable::default());
+        declare.await.expect("the exchange");
+        let mut narrow = FieldTable::default();
+        narrow.insert("x-max-length".into(), AMQPValue::LongInt(1));
+        narrow.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(queue.into(), durable, narrow).await.expect("declared");
+        let (to, all) = (queue.into(), "#".into());
+        let bind =
+            self.channel.queue_bind(to, exchange.into(), all, QueueBindOptions::default(), FieldTable::default());
+        bind.await.expect("bound");
     }
 
     /// Deletes a queue, with all that lies in it.
@@ -119,6 +148,7 @@ impl Ear {
         let delivery = heard.expect("nothing is announced").expect("it goes on").expect("a message");
         delivery.acker.ack(BasicAckOptions::default()).await.expect("acknowledged");
         assert_eq!(delivery.properties.content_type().as_ref().unwrap().as_str(), "application/cloudevents+json");
+        assert_eq!(delivery.properties.delivery_mode(), &Some(2), "it is lost when the broker begins anew");
         let announcement: Value = serde_json::from_slice(&delivery.data).expect("JSON");
         assert_eq!(announcement["id"], delivery.properties.message_id().as_ref().unwrap().as_str());
         (delivery.routing_key.as_str().to_owned(), announcement)

@@ -60,7 +60,11 @@ pub fn on_missed(channel: &str, catalog: Catalog) -> NoticeOfMissed {
 pub fn on_silence(channel: &str, catalog: Catalog) -> NoticeOfSilence {
     let channel = channel.to_owned();
     Arc::new(move |silence, now| {
-        let what = if silence.is_over { "speaks again" } else { "has gone silent" };
+        let what = match (silence.is_over, silence.is_watched) {
+            (false, _) => "has gone silent",
+            (true, true) => "speaks again",
+            (true, false) => "is not watched any more",
+        };
         let notify = Notify {
             channel: channel.clone(),
             title: Some(format!("Source {} {what}", silence.source)),
@@ -156,11 +160,14 @@ pub fn on_completion(channel: &str, catalog: Catalog) -> Resolution {
 }
 
 fn words_of_silence(silence: &Silence) -> String {
-    let Silence { source, heard_at, quiet, is_over } = silence;
+    let Silence { source, heard_at, quiet, is_over, is_watched } = silence;
     let said = |moment: &Timestamp| moment.format("%Y-%m-%d %H:%M:%SZ").to_string();
     let heard = heard_at
         .as_ref()
         .map_or_else(|| "It was never heard".to_owned(), |at| format!("It was last heard at {}", said(at)));
+    if !is_watched {
+        return format!("{heard}. It is not configured any more, or has no `silent_after`.");
+    }
     if *is_over {
         return format!("{heard}.");
     }
@@ -311,6 +318,7 @@ mod tests {
             heard_at: Some(Timestamp::UNIX_EPOCH),
             quiet: Duration::from_secs(2 * 86_400 + 59),
             is_over: false,
+            is_watched: true,
         };
         let told = |silence: &Silence| -> Value {
             serde_json::from_str(notice(silence, Timestamp::UNIX_EPOCH).unwrap().args.get()).unwrap()
@@ -323,6 +331,10 @@ mod tests {
         let resolved = told(&silence);
         assert_eq!(resolved["action"], "resolve");
         assert_eq!(raised["alarm"], resolved["alarm"]);
+        silence.is_watched = false;
+        let left = told(&silence);
+        assert_eq!((&left["action"], &left["alarm"]), (&"resolve".into(), &raised["alarm"]));
+        assert_eq!(left["title"], "Source github is not watched any more");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use queue::OpenError;
+use queue::kill_point::reached;
 use queue::ledger::{self, Announced, Operator, Progress, Recovered, Recovery, Snapped};
 use schemas::Timestamp;
 use secrets::{ExposeSecret, Resolver};
@@ -66,11 +67,13 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), Failure> {
     must_not_be_there(&path)?;
     let (file, rebuilt, recovered, passed_over) = restore(&args, &config, &path, &place).await?;
     let claimed = if args.dry_run { None } else { Some(settle(&file, &path, &recovered, &place).await?) };
+    reached("ledger claimed");
     if args.dry_run {
         drop(file);
     } else {
         put_in_place(file, &path)?;
     }
+    reached("ledger in its place");
     let report =
         Report::new(&config, place.name, &path, (rebuilt, recovered, passed_over), claimed, args.run_open_jobs);
     global.output().print(&report, Report::say)
@@ -143,10 +146,12 @@ async fn restore(
             }
             rebuilt => rebuilt.map_err(|failure| of_store(place.name, failure))?,
         };
+        reached("ledger rebuilt");
         match recover(args, config, &file, place, &rebuilt).await {
             Err(OpenError::Damaged(why)) => passed_over.push(format!("line {}: {why}", line.number)),
             recovered => {
                 passed_over.extend(rebuilt.passed_over.clone());
+                reached("ledger goes on");
                 return Ok((file, rebuilt, recovered?, passed_over));
             }
         }

@@ -361,7 +361,7 @@ pub struct Listened {
     pub silent_after: Option<Duration>,
 }
 
-/// A source has gone silent, or speaks again.
+/// A source has gone silent, or its silence is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// Its name.
@@ -370,8 +370,10 @@ pub struct Silence {
     pub heard_at: Option<Timestamp>,
     /// For how long somebody has listened since then.
     pub quiet: Duration,
-    /// It speaks again.
+    /// It speaks again, or nobody is to be told any more that it is silent.
     pub is_over: bool,
+    /// Whether anybody is to be told when it is silent: it is configured, and may not be silent for ever.
+    pub is_watched: bool,
 }
 
 /// More nominal times of a schedule than this do not wait: who never keeps up would wait for ever.

@@ -41,6 +41,7 @@ impl SourceRow {
         }
         self.looked_at = self.looked_at.max(at);
         match self.silent_at {
+            Some(_) if news.is_none() && listened.silent_after.is_none() => Some(self.leave()),
             // Another producer may have heard it just before people were told.
             Some(_) if news.is_some() => {
                 self.silent_at = None;
@@ -54,12 +55,20 @@ impl SourceRow {
         }
     }
 
+    /// Nobody is to be told of its silence any more, so the alarm about it ends. What was listened to counts no more, or a
+    /// process that still has the configuration of before would raise it again at once.
+    pub(super) fn leave(&mut self) -> Silence {
+        (self.silent_at, self.quiet) = (None, 0);
+        Silence { is_watched: false, ..self.told(true) }
+    }
+
     fn told(&self, is_over: bool) -> Silence {
         Silence {
             source: self.name.clone(),
             heard_at: self.heard_at.map(moment),
             quiet: Duration::from_micros(self.quiet.unsigned_abs()),
             is_over,
+            is_watched: true,
         }
     }
 
@@ -71,6 +80,11 @@ impl SourceRow {
             silent_at: self.silent_at.map(moment),
         }
     }
+}
+
+/// Who was looked at last before this is not configured any more.
+pub(super) fn left_before(now: Timestamp) -> i64 {
+    micros(now) - span(LOOKED)
 }
 
 fn span(span: Duration) -> i64 {

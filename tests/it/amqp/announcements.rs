@@ -11,7 +11,7 @@ use schemas::{Catalog, Event};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::faulty::FaultyLedger;
-use tests::ledgers::{TestLedger, completed};
+use tests::ledgers::{TestLedger, ada, completed, discarded};
 use tests::porter::eventually;
 use tests::program::{Ear, Program};
 use tests::proxy::{Line, Proxy};
@@ -207,6 +207,67 @@ async fn what_happens_while_the_broker_is_away_is_announced_when_it_is_back() {
     let heard = ear.hear(10).await;
     let ids: Vec<_> = heard.iter().map(|(_, announcement)| announcement["deliveryid"].clone()).collect();
     assert_eq!(ids, (0..10).map(|number| json!(format!("{number}"))).collect::<Vec<_>>());
+    running.end().await;
+}
+
+#[tokio::test]
+async fn what_the_broker_does_not_take_for_a_reader_is_announced_again_when_it_does() {
+    let site = Site::new(TestLedger::sqlite().await).await;
+    let narrow = format!("test-narrow-{}", Uuid::new_v4());
+    site.program.declare_narrow(&narrow, &site.exchange).await;
+    let running = site.announce().await;
+    site.push("github", "1").await;
+    eventually("one is taken", async || (site.t.count("announcement").await == 0).then_some(())).await;
+    site.push("github", "2").await;
+    let tries = site.ledger.calls("next_announcements");
+    eventually("it is tried", async || (site.ledger.calls("next_announcements") > tries + 2).then_some(())).await;
+    assert_eq!(site.t.count("announcement").await, 1, "the other waits in the ledger");
+    for id in ["1", "2"] {
+        let taken: Value = serde_json::from_slice(&site.program.take(&narrow).await.data).unwrap();
+        assert_eq!(taken["deliveryid"], id);
+    }
+    running.end().await;
+    site.program.delete(&narrow).await;
+}
+
+#[tokio::test]
+async fn whoever_cannot_reach_the_broker_gives_its_turn_to_one_who_can() {
+    let site = Site::new(TestLedger::postgres().await).await;
+    let url = server("NIGHTPORTER_TEST_AMQP");
+    let proxy = Proxy::to(world::address_of(&url)).await;
+    let mut ear = site.hears().await;
+    let first = site.announce_by(&world::through(&proxy, &url, "?heartbeat=1"), false).await;
+    site.push("github", "1").await;
+    ear.hear(1).await;
+    let second = programs::connect(&url).unwrap();
+    let other = site.announcer(&second, false);
+    proxy.set(Line::Silent);
+    site.push("github", "2").await;
+    // The clock stands still: no turn ends by itself.
+    let (_, told) = eventually("the other one announces", async || {
+        other.look().await.ok();
+        tokio::time::timeout(std::time::Duration::from_millis(200), ear.next()).await.ok()
+    })
+    .await;
+    assert_eq!(told["deliveryid"], "2");
+    first.end().await;
+    second.close().await;
+}
+
+#[tokio::test]
+async fn a_job_that_ends_again_after_a_retry_is_announced_again_under_another_id() {
+    let site = Site::new(TestLedger::sqlite().await).await;
+    let mut ear = site.program.listen(&site.exchange, &["job.#"]).await;
+    let running = site.announce().await;
+    let job = site.t.enqueue(&[site.t.job()]).await[0];
+    let claimed = site.t.claim_one().await;
+    assert!(site.t.finish(claimed.id, discarded("no")).await);
+    queue::ledger::Desk::retry(&*site.t.ledger, job, &ada(), site.t.now()).await.unwrap();
+    site.t.complete_next(None).await;
+    let (first, second) = (ear.next().await.1, ear.next().await.1);
+    assert_eq!((&first["data"]["state"], &second["data"]["state"]), (&json!("discarded"), &json!("completed")));
+    assert_eq!(first["subject"], second["subject"]);
+    assert_ne!(first["id"], second["id"], "whoever knows it by its id would leave out its good end");
     running.end().await;
 }
 

@@ -105,7 +105,9 @@ async fn dies_at_every_point(house: &House, role: &str, name: &str) {
     program.ask(name, "m-1", &json!({"kind": "noop", "args": {"message": "booked"}})).await;
     die(house, role, "message booked", async |_| {}).await;
     program.send(name, b"wrong", lapin::BasicProperties::default()).await;
-    die(house, role, "message refused", async |_| {}).await;
+    for point in ["message refused", "message laid aside"] {
+        die(house, role, point, async |_| {}).await;
+    }
     let mut pushed = Vec::new();
     for point in ["published", "announced"] {
         die(house, role, point, async |door| {
@@ -140,7 +142,7 @@ async fn dies_at_every_point(house: &House, role: &str, name: &str) {
     }
     assert!(order.is_sorted_by(|a, b| a < b), "{order:?}");
     assert!(last.stop().success());
-    println!("4 kills; {} pushes, all announced", pushed.len());
+    println!("5 kills; {} pushes, all announced", pushed.len());
     for queue in [name.to_owned(), format!("{name}.dead")] {
         program.delete(&queue).await;
     }

@@ -227,6 +227,39 @@ async fn what_is_laid_aside_stays_there_whatever_its_sender_told_the_broker() {
     site.end().await;
 }
 
+/// A ledger that is away for days gives every message back again and again; newer brokers put up with 20 times.
+#[tokio::test]
+async fn however_often_a_good_message_goes_back_it_stays_in_its_queue() {
+    let site = Site::start(TestLedger::sqlite().await).await;
+    site.ask("first", noop("first")).await;
+    site.has_jobs(1).await; // by now there is the queue
+    site.stop.cancel();
+    site.intake.await.unwrap();
+    site.program.ask(&site.inbox, "second", &noop("second")).await;
+    for _ in 0..30 {
+        site.program.give_back(&site.inbox).await;
+    }
+    let dead = format!("{}.dead", site.inbox);
+    assert_eq!(site.program.lying_in(&dead).await, 0);
+    assert_eq!(site.program.take(&site.inbox).await.properties.message_id().as_ref().unwrap().as_str(), "second");
+    site.programs.close().await;
+    for queue in [&site.inbox, &dead] {
+        site.program.delete(queue).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_laid_aside_though_somebody_deleted_the_queue_for_it() {
+    let site = Site::start(TestLedger::sqlite().await).await;
+    site.program.send(&site.inbox, b"first", BasicProperties::default()).await;
+    assert_eq!(site.program.take(&site.dead()).await.data, b"first");
+    site.program.delete(&site.dead()).await;
+    // Published to nobody it would be gone: it stays in the inbox until it lies aside.
+    site.program.send(&site.inbox, b"second", BasicProperties::default()).await;
+    assert_eq!(site.program.take(&site.dead()).await.data, b"second");
+    site.end().await;
+}
+
 fn header(properties: &BasicProperties, name: &str) -> String {
     match properties.headers().as_ref().and_then(|headers| headers.inner().get(name)) {
         Some(AMQPValue::LongString(text)) => text.to_string(),

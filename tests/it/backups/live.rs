@@ -147,6 +147,10 @@ async fn a_backup_takes_the_place_of_a_live_sqlite_file_when_nobody_else_has_it_
     let ended = world.wait_for(job, &[JobState::Completed, JobState::Discarded]).await;
     let done = ended.output.unwrap_or_else(|| panic!("{:?}", ended.reason));
     assert_eq!(contents(&source).await, wanted);
+    let mut connection = SqliteConnection::connect(&source).await.unwrap();
+    let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(journal, "wal", "it has a log, as before");
+    connection.close().await.unwrap();
     assert_eq!(contents(&format!("sqlite:{}", done["kept"].as_str().unwrap())).await, changed, "the old one is kept");
     assert_eq!(listed(&directory(&lake)).await.backups.len(), 2, "and so is the safety backup");
     let left = files(&folder);
@@ -155,6 +159,42 @@ async fn a_backup_takes_the_place_of_a_live_sqlite_file_when_nobody_else_has_it_
         0,
         "{left:?}"
     );
+    world.close().await;
+}
+
+/// One is seen by its handle alone, as it holds no lock; the other by its lock alone, as no process but this one has a handle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_only_has_a_live_sqlite_file_open_or_only_reads_it_is_in_the_way() {
+    let (folder, lake) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let source = sqlite(&folder, 1).await;
+    let world = BackupWorld::with(&[("app", &source)], &[("nightly", &directory(&lake))]).await;
+    let made = world.complete("backup", &json!({"database": "app", "store": "nightly"})).await;
+    let wanted = contents(&source).await;
+    let mut connection = SqliteConnection::connect(&source).await.unwrap();
+    connection.execute("INSERT INTO note (text) VALUES ('later')").await.unwrap();
+    let changed = contents(&source).await;
+    let failure = async |job, number: usize| {
+        eventually(&format!("attempt {number} has failed"), async || {
+            let view = world.queue.ledger().job(job).await.unwrap().unwrap();
+            assert_ne!(view.state, JobState::Completed, "nobody was in the way");
+            view.attempts.into_iter().nth(number)?.error
+        })
+        .await
+    };
+    let opened = std::fs::File::open(folder.path().join("app.db")).unwrap();
+    let mut holder = Command::new("sleep").arg("600").stdin(opened).spawn().unwrap();
+    let job = approved(&world, &replace("app", &made["backup"])).await;
+    let said = failure(job, 0).await;
+    assert!(said.contains("has it open"), "{said}");
+    connection.execute("BEGIN; SELECT count(*) FROM note").await.unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let said = failure(job, 1).await;
+    assert!(said.contains("others use the live database") && !said.contains("has it open"), "{said}");
+    assert_eq!(contents(&source).await, changed, "nothing was changed");
+    connection.close().await.unwrap();
+    world.wait_for(job, &[JobState::Completed]).await;
+    assert_eq!(contents(&source).await, wanted);
     world.close().await;
 }
 

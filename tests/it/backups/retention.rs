@@ -125,6 +125,29 @@ async fn what_is_pinned_after_it_was_decided_about_is_not_deleted() {
     shelf.world.close().await;
 }
 
+/// Whoever deletes it looks for a pin once more when the manifest is gone.
+#[tokio::test]
+async fn a_pinned_backup_whose_deletion_was_killed_before_its_last_look_has_its_manifest_back() {
+    let folder = TempDir::new().unwrap();
+    let shelf = Shelf::with(&AGES, &directory(&folder), &directory(&folder)).await;
+    let keys = shelf.keys().await;
+    let (whole, without_data) = (&keys[0], &keys[1]);
+    let before = right(backups::find(&*shelf.store, whole).await).unwrap().manifest;
+    for key in [whole, without_data] {
+        right(marks::pin(&*shelf.store, key, &pin()).await);
+        right(shelf.store.delete(std::slice::from_ref(key)).await);
+    }
+    right(shelf.store.delete(&[without_data.replace(".manifest.json", ".1.dump.zst")]).await);
+    shelf.run(false).await;
+    let back = right(backups::find(&*shelf.store, whole).await).expect("it was pinned").manifest;
+    assert_eq!(json!(back), json!(before));
+    assert!(right(backups::find(&*shelf.store, without_data).await).is_none(), "a manifest never outlives its data");
+    assert_eq!(right(marks::pinned(&*shelf.store, whole).await).map(|pin| pin.by), Some("ada".to_owned()));
+    shelf.run(false).await;
+    assert!(shelf.keys().await.contains(whole), "and it stays");
+    shelf.world.close().await;
+}
+
 #[tokio::test]
 async fn a_run_that_finds_its_deletions_done_says_what_it_deleted_and_nothing_else() {
     let folder = TempDir::new().unwrap();

@@ -21,6 +21,8 @@ const MOMENT: &str = "%Y%m%dT%H%M%SZ";
 const PROVEN: &str = ".verified.json";
 const DISPROVED: &str = ".disproved.json";
 const PIN: &str = ".pin.json";
+/// A pin holds a manifest, too.
+const LARGEST_MARK: u64 = LARGEST_MANIFEST * 2;
 
 /// What is known of a backup beside its manifest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -141,9 +143,20 @@ pub async fn last_proof(store: &dyn Store, backup: &str) -> Result<Option<Proof>
     read(store, key).await
 }
 
+/// A pin as it is stored: with the manifest, which can be given back by it.
+#[derive(Serialize, Deserialize)]
+struct Stored<P> {
+    #[serde(flatten)]
+    pin: P,
+    /// Older versions wrote none.
+    #[serde(default)]
+    manifest: Option<Value>,
+}
+
 /// Keeps a backup whatever its age, until it is unpinned; whether it was not pinned before.
 pub async fn pin(store: &dyn Store, backup: &str, pin: &Pin) -> Result<bool, Failure> {
-    let text = serde_json::to_vec_pretty(pin).or_discard("writing the pin")?;
+    let manifest = read(store, backup).await?;
+    let text = serde_json::to_vec_pretty(&Stored { pin, manifest }).or_discard("writing the pin")?;
     let put = store.put_if_absent(&pin_key(backup)?, Bytes::from(text)).await?;
     // Retention may have been about to delete it: a pin counts only if there is still something that it keeps.
     match store.head(backup).await? {
@@ -158,6 +171,13 @@ pub async fn unpin(store: &dyn Store, backup: &str) -> Result<bool, Failure> {
     let there = store.head(&key).await?.is_some();
     store.delete(&[key]).await?;
     Ok(there)
+}
+
+/// The manifest that a pin keeps a copy of, as text.
+pub(super) async fn manifest_in(store: &dyn Store, pin: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let stored: Option<Stored<Value>> = read(store, pin).await?;
+    let manifest = stored.and_then(|stored| stored.manifest);
+    manifest.map(|manifest| serde_json::to_vec_pretty(&manifest).or_discard("writing a manifest again")).transpose()
 }
 
 /// Why a backup is pinned; none where it is not.
@@ -186,6 +206,11 @@ pub(super) fn among(objects: &[ObjectInfo]) -> BTreeMap<String, Marks> {
     marks
 }
 
+/// The part of a pin's key that its manifest's key begins with too.
+pub(super) fn stem_of_pin(key: &str) -> Option<&str> {
+    key.strip_suffix(PIN)
+}
+
 /// The part of a mark's key that its manifest's key begins with too.
 pub(super) fn stem_of_mark(key: &str) -> Option<&str> {
     key.strip_suffix(PIN).or_else(|| verdict(key).map(|(stem, _)| stem))
@@ -210,7 +235,7 @@ pub(crate) fn stem(backup: &str) -> Result<&str, Failure> {
 }
 
 async fn read<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<T>, Failure> {
-    let Some(text) = read_small(store, key, LARGEST_MANIFEST).await? else { return Ok(None) };
+    let Some(text) = read_small(store, key, LARGEST_MARK).await? else { return Ok(None) };
     serde_json::from_slice(&text).map(Some).or_discard(&format!("reading {key}"))
 }
 

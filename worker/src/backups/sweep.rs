@@ -1,13 +1,14 @@
 //! Sweeping: what attempts that failed, were killed or lost leave in a store. Never what a manifest names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use schemas::Timestamp;
+use tracing::warn;
 
 use super::manifest::stem_of_data;
-use super::marks::stem_of_mark;
-use super::{Backup, MANIFEST, manifests};
+use super::marks::{manifest_in, pin_key, stem_of_mark, stem_of_pin};
+use super::{Backup, MANIFEST, Manifest, manifests};
 use crate::handler::Failure;
 use crate::stores::{ObjectInfo, Store};
 
@@ -37,18 +38,42 @@ pub async fn sweep_rivals(store: &dyn Store, backup: &Backup, now: Timestamp) ->
     Ok(Swept { objects: rivals.len() as u64, uploads })
 }
 
-/// Removes a database's data and marks that have no manifest, and uploads that never ended, if they are old enough to belong
-/// to nobody.
+/// Gives pinned backups their manifests back, and removes a database's data and marks that have none, and uploads that never
+/// ended, if they are old enough to belong to nobody.
 pub async fn sweep_orphans(store: &dyn Store, database: &str, now: Timestamp) -> Result<Swept, Failure> {
     let prefix = format!("{database}/");
     let objects = store.list(&prefix).await?;
-    let whole: BTreeSet<&str> = manifests(&objects).filter_map(|key| key.strip_suffix(MANIFEST)).collect();
+    let mut whole: BTreeSet<&str> = manifests(&objects).filter_map(|key| key.strip_suffix(MANIFEST)).collect();
+    for stem in objects.iter().filter_map(|object| stem_of_pin(&object.key)) {
+        if !whole.contains(stem) && give_back(store, stem, &objects).await? {
+            whole.insert(stem);
+        }
+    }
     let old = objects.iter().filter(|object| (now - object.modified).to_std().unwrap_or_default() >= ORPHANED);
     let orphans = old.filter(|object| stem_of(object).is_some_and(|stem| !whole.contains(stem)));
     let orphans: Vec<String> = orphans.map(|object| object.key.clone()).collect();
     store.delete(&orphans).await?;
     let uploads = store.sweep_uploads(&prefix, ORPHANED, now).await?;
     Ok(Swept { objects: orphans.len() as u64, uploads })
+}
+
+/// Gives a pinned backup its manifest back, if its data is there: whoever deletes one looks for a pin once more when the
+/// manifest is gone, and may have died before that look.
+async fn give_back(store: &dyn Store, stem: &str, objects: &[ObjectInfo]) -> Result<bool, Failure> {
+    let backup = format!("{stem}{MANIFEST}");
+    let text = match manifest_in(store, &pin_key(&backup)?).await {
+        Ok(Some(text)) => text,
+        // A pin that cannot be read gives nothing back, and stops nothing.
+        Ok(None) | Err(Failure::Discard(_)) => return Ok(false),
+        Err(failure) => return Err(failure),
+    };
+    let sizes: BTreeMap<&str, u64> = objects.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
+    if Manifest::parse(&text).and_then(|manifest| manifest.sized_as(&sizes)).is_err() {
+        return Ok(false);
+    }
+    warn!(backup, "it is pinned and was to be deleted: it has its manifest back");
+    store.put_if_absent(&backup, text.into()).await?;
+    Ok(true)
 }
 
 /// Of what belongs to a backup beside its manifest: the part of the key that the manifest's begins with.

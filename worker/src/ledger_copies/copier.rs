@@ -11,7 +11,7 @@ use bytes::Bytes;
 use queue::Queue;
 use queue::kill_point::reached;
 use queue::ledger::{Snapped, Snapshot};
-use schemas::{NewJob, Timestamp};
+use schemas::{Key, NewJob, Timestamp};
 use secrets::Resolver;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,7 +34,15 @@ const DEADLINE: Duration = Duration::from_mins(15);
 /// What is to be copied is copied within this when the process stops.
 const LAST: Duration = Duration::from_secs(20);
 /// People are told when the last copy is older than this.
-const STALE: Duration = Duration::from_mins(5);
+pub const STALE: Duration = Duration::from_mins(5);
+/// The scope of the keys of what people were told, by which the next process knows whether they still think so.
+const TOLD: &str = "ledger copies";
+/// How such a key ends where something was wrong.
+const WRONG: &str = " wrong";
+/// So long it is known: longer than any message goes on trying.
+const MEMORY: Duration = Duration::from_hours(24 * 40);
+/// More such keys there are not.
+const MOST_KEYS: u32 = 10_000;
 /// A line does not grow longer: what it takes to read it back stays small.
 const LONGEST_LINE: u32 = 500;
 /// Where more changed, a whole copy is made.
@@ -75,6 +83,8 @@ pub struct CopierConfig {
     pub every: Duration,
     /// This machine's name.
     pub machine: String,
+    /// People are told when the last copy is older than this: [`STALE`].
+    pub stale_after: Duration,
     /// Counts.
     pub metrics: CopyMetrics,
     /// Who is told.
@@ -88,6 +98,8 @@ pub struct Copier {
     line: Option<Growing>,
     /// Whether people were told that copies are too old, or that another porter has the word.
     told: Option<Told>,
+    /// Whether it was looked what a process before this one told people.
+    looked_back: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +136,7 @@ enum Round {
 impl Copier {
     /// A copier that has not copied yet.
     pub fn new(config: CopierConfig) -> Self {
-        Self { config, place: None, line: None, told: None }
+        Self { config, place: None, line: None, told: None, looked_back: false }
     }
 
     /// Copies until told to stop, and then once more.
@@ -160,7 +172,8 @@ impl Copier {
             Ok(round) => {
                 debug!("the ledger's copy: {round:?}");
                 self.config.metrics.good(begun);
-                if self.told.take().is_some() {
+                let left_open = self.left_open().await;
+                if self.told.take().is_some() || left_open {
                     info!("the ledger is copied again");
                     self.tell(&News::Fresh).await;
                 }
@@ -324,16 +337,37 @@ impl Copier {
         let age = self.config.metrics.good_until().elapsed();
         let reason = failure.words();
         warn!(age_seconds = age.as_secs(), "the ledger could not be copied: {reason}");
-        if age >= STALE.max(self.config.every * 3) && self.told.is_none() {
+        if age >= self.config.stale_after.max(self.config.every * 3) && self.told.is_none() {
             self.told = Some(Told::Stale);
             error!(age_seconds = age.as_secs(), "the last copy of the ledger is too old: {reason}");
             self.tell(&News::Stale { minutes: age.as_secs() / 60, reason }).await;
         }
     }
 
+    /// Whether a process before this one told people of what was wrong, and could not tell them that it is over.
+    async fn left_open(&mut self) -> bool {
+        if self.looked_back {
+            return false;
+        }
+        let queue = &self.config.queue;
+        match queue.ledger().held(TOLD, MOST_KEYS, queue.clock().now()).await {
+            Ok(told) => {
+                self.looked_back = true;
+                told.last().is_some_and(|last| last.key.ends_with(WRONG))
+            }
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "it is not known what people think of the copies");
+                false
+            }
+        }
+    }
+
     async fn tell(&self, news: &News) {
         let CopierConfig { queue, notice, .. } = &self.config;
-        let Some(job) = notice.as_ref().and_then(|notice| notice(news, queue.clock().now())) else { return };
+        let Some(mut job) = notice.as_ref().and_then(|notice| notice(news, queue.clock().now())) else { return };
+        // Ids are in the order of time.
+        let end = if matches!(news, News::Fresh) { " right" } else { WRONG };
+        job.key = Some(Key { scope: TOLD.into(), key: format!("{}{end}", job.id), hold: MEMORY });
         if let Err(error) = queue.enqueue(job).await {
             error!(error = &*error as &dyn std::error::Error, "nobody can be told about the ledger's copies");
         }

@@ -31,7 +31,7 @@ use crate::handler::Failure;
 use crate::stores::{Store, read_small};
 
 pub use claims::{Claim, Claimant, Taken, highest, take};
-pub use copier::{Copier, CopierConfig, News, NoticeOfCopies};
+pub use copier::{Copier, CopierConfig, News, NoticeOfCopies, STALE};
 pub use metrics::CopyMetrics;
 pub use rebuild::{Rebuilt, rebuild};
 

@@ -19,6 +19,7 @@ use super::outbox::{Outbox, Outgoing, Target};
 use super::{Fault, within};
 use crate::broker::BrokerError;
 use crate::broker::programs::{Inbox, Letter, Settle};
+use crate::kill_point::reached;
 use crate::retry::Pauses;
 
 /// The pauses between tries to receive again.
@@ -166,6 +167,7 @@ impl Settle for Hand {
             body: body.to_vec(),
         };
         self.refused.send(vec![message]).await?;
+        reached("message laid aside");
         self.done().await;
         Ok(())
     }

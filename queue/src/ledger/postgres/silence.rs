@@ -4,11 +4,11 @@ use schemas::Timestamp;
 use sqlx::PgConnection;
 
 use super::super::rows::storable;
-use super::super::silence::SourceRow;
+use super::super::silence::{SourceRow, left_before};
 use super::super::{LedgerError, Listened, Silence};
 use super::unavailable;
 
-/// Writes down what was heard; what changed by it.
+/// Writes down what was heard; what changed by it, and of sources that are not configured any more.
 pub(super) async fn hear(
     tx: &mut PgConnection,
     sources: &[Listened],
@@ -23,6 +23,16 @@ pub(super) async fn hear(
             .map_err(unavailable)?;
         let mut row = known.unwrap_or_else(|| SourceRow::new(&listened.source, now));
         changed.extend(row.look(listened, now));
+        write(tx, &row).await?;
+    }
+    let left: Vec<SourceRow> =
+        sqlx::query_as("select * from source where silent_at is not null and looked_at < $1 order by name")
+            .bind(left_before(now))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    for mut row in left {
+        changed.push(row.leave());
         write(tx, &row).await?;
     }
     Ok(changed)

@@ -3,11 +3,11 @@
 use schemas::Timestamp;
 use sqlx::SqliteConnection;
 
-use super::super::silence::SourceRow;
+use super::super::silence::{SourceRow, left_before};
 use super::super::{LedgerError, Listened, Silence};
 use super::unavailable;
 
-/// Writes down what was heard; what changed by it.
+/// Writes down what was heard; what changed by it, and of sources that are not configured any more.
 pub(super) async fn hear(
     tx: &mut SqliteConnection,
     sources: &[Listened],
@@ -22,6 +22,16 @@ pub(super) async fn hear(
             .map_err(unavailable)?;
         let mut row = known.unwrap_or_else(|| SourceRow::new(&listened.source, now));
         changed.extend(row.look(listened, now));
+        write(tx, &row).await?;
+    }
+    let left: Vec<SourceRow> =
+        sqlx::query_as("select * from source where silent_at is not null and looked_at < ? order by name")
+            .bind(left_before(now))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    for mut row in left {
+        changed.push(row.leave());
         write(tx, &row).await?;
     }
     Ok(changed)
