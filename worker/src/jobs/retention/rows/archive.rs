@@ -132,10 +132,10 @@ impl OfRows {
             let end = (at + pace.size() as usize).min(read.keys.len());
             let part = read.part(at..end);
             // Only where the part lies: the whole stretch would be read again for each part of it.
-            let [behind, until] = [at.checked_sub(1), end.checked_sub(1)]
-                .map(|place| place.and_then(|place| read.keys.get(place)).and_then(|key| walk.key_of(key)));
-            let (cursor, boundary) = (behind.as_ref().or(cursor), until.as_ref().unwrap_or(boundary));
-            let rest = match walk.delete_read(plan.before, cursor, boundary, &part).await? {
+            let behind = at.checked_sub(1).and_then(|before| walk.key_of(&read.keys[before]));
+            let until = part.keys.last().and_then(|last| walk.key_of(last));
+            let (from, to) = (behind.as_ref().or(cursor), until.as_ref().unwrap_or(boundary));
+            let rest = match walk.delete_read(plan.before, from, to, &part).await? {
                 Stepped::Done(gone) => {
                     (at, deleted) = (end, deleted + gone);
                     pace.done(start.elapsed())
