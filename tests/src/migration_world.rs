@@ -329,7 +329,7 @@ async fn answer(
         return (StatusCode::UNAUTHORIZED, axum::Json(json!({"message": "Bad credentials"}))).into_response();
     }
     let below = uri.path().strip_prefix("/api/v3/").unwrap_or_default();
-    let path = below.strip_prefix("repos/acme/app/").unwrap_or_default();
+    let path = below.strip_prefix("repos/acme/app/").or_else(|| below.strip_prefix("orgs/acme/")).unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     if let Some((answer, outgoing)) = hub.secrets.answer(&method, path, &body) {
         drop(hub);

@@ -2,7 +2,7 @@
 
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode};
-use schemas::Timestamp;
+use schemas::{Problem, Timestamp};
 use secrets::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -28,6 +28,26 @@ pub struct Repository<'r> {
     pub name: &'r str,
     /// The ledger's time, for limits that GitHub gives as a time.
     pub now: Timestamp,
+}
+
+/// Whether this is `owner/name`.
+pub(crate) fn is_repository(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name))
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['/', ' ', '?', '#'])
+}
+
+/// What is wrong with where a webhook is: at a repository or at an organisation, one of the two.
+pub(crate) fn wrong_place(repository: Option<&str>, organization: Option<&str>) -> Option<Problem> {
+    match (repository, organization) {
+        (Some(repository), None) if is_repository(repository) => None,
+        (Some(_), None) => Some(Problem::new("this is not `owner/name`").within("repository")),
+        (None, Some(organization)) if is_name(organization) => None,
+        (None, Some(_)) => Some(Problem::new("this is no organisation's name").within("organization")),
+        _ => Some(Problem::new("write either a `repository` or an `organization`")),
+    }
 }
 
 impl<'r> Repository<'r> {

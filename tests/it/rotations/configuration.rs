@@ -41,6 +41,8 @@ fn what_is_wrong_with_a_rotation_is_said_where_it_stands() {
         ("[connections.vercel]\ntoken = \"${env:VERCEL_TOKEN}\"", "", "add [connections.vercel]"),
         ("source = \"github\"", "source = \"gihub\"", "did you mean `github`?"),
         ("field = \"webhook\"", "field = \"other\"", "${vault:np/github#other}"),
+        ("repository = \"acme/app\", id", "organization = \"acme/app\", id", "no organisation's name"),
+        ("{ repository = \"acme/app\", id", "{ id", "write either a `repository` or an `organization`"),
         ("\"${vault:np/iam}\"", "\"AKIA:secret\"", "a secret stands in the file"),
         ("{{ access_key_id }}", "{{ access_key_id", "`{{` is not closed"),
         ("{{ secret_access_key }}\"\nworkflow", "none\"\nworkflow", "nothing of the secret is in it"),

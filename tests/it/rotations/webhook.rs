@@ -175,6 +175,19 @@ async fn no_delivery_is_refused_while_a_hooks_secret_is_rotated_and_the_old_one_
 }
 
 #[tokio::test]
+async fn the_hook_of_an_organisation_is_rotated_too() {
+    let mut scene = Scene::with(json!([{"organization": "acme", "id": HOOK}])).await;
+    let job = scene.w.start().await;
+    let view = scene.drive(job).await;
+    assert_eq!(view.state, JobState::Completed, "{:?}", view.reason);
+    let new = scene.new_secret(job).await;
+    assert_eq!(scene.hook_secrets(), [new]);
+    let asked = scene.line.requests();
+    assert!(!asked.is_empty() && asked.iter().all(|path| path.contains("/orgs/acme/hooks/")), "{asked:?}");
+    scene.w.world.close().await;
+}
+
+#[tokio::test]
 async fn killed_at_each_request_or_unanswered_or_limited_no_delivery_is_refused_and_it_gets_through() {
     let mut scene = Scene::new().await;
     let job = scene.w.start().await;

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::context::{Context, Step};
-use crate::github::Repository;
+use crate::github::{Repository, is_repository};
 use crate::handler::{Failure, Handler, Output};
 use crate::vercel::{Deployment, Vercel};
 
@@ -97,10 +97,6 @@ impl Handler for Gate {
     fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = self.problems_of_inputs(names);
         problems.extend(wrong_project(&self.project));
-        let is_repository = |name: &String| {
-            name.split_once('/')
-                .is_some_and(|(owner, name)| !owner.is_empty() && !name.is_empty() && !name.contains('/'))
-        };
         match &self.repository {
             Some(name) if !is_repository(name) => {
                 problems.push(Problem::new("this is not `owner/name`").within("repository"));

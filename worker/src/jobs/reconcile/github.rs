@@ -17,7 +17,7 @@ use serde_json::json;
 use tracing::info;
 
 use crate::context::{Context, Step};
-use crate::github::{Advice, Repository, Sent, status_of};
+use crate::github::{Advice, Repository, Sent, status_of, wrong_place};
 use crate::handler::{Failure, OrFail, Output};
 use crate::rest::query_of;
 
@@ -131,17 +131,7 @@ struct Tally {
 impl OfGithub {
     pub(super) fn check(&self, names: &Names) -> Vec<Problem> {
         let mut problems = super::check(&self.source, self.within, names);
-        let is_one = |text: &str| !text.is_empty() && !text.contains(['/', ' ', '?', '#']);
-        match (&self.repository, &self.organization) {
-            (Some(repository), None) => {
-                if !repository.split_once('/').is_some_and(|(owner, name)| is_one(owner) && is_one(name)) {
-                    problems.push(Problem::new("this is not `owner/name`").within("repository"));
-                }
-            }
-            (None, Some(organization)) if is_one(organization) => {}
-            (None, Some(_)) => problems.push(Problem::new("this is no organisation's name").within("organization")),
-            _ => problems.push(Problem::new("write either a `repository` or an `organization`")),
-        }
+        problems.extend(wrong_place(self.repository.as_deref(), self.organization.as_deref()));
         problems
     }
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{Consumer, Publication, Touch};
 use crate::context::Context;
-use crate::github::{Advice, Repository, Sent};
+use crate::github::{Advice, Repository, Sent, is_repository};
 use crate::handler::{Failure, Handler, OrFail};
 use crate::jobs::github::Github;
 use crate::rotations::template::SecretTemplate;
@@ -103,11 +103,6 @@ impl GithubSecretConfig {
         let workflow = self.workflow.as_ref()?;
         Some(Github::of(&self.repository, &workflow.file, &workflow.reference, workflow.mark.clone(), workflow.within))
     }
-}
-
-pub(in crate::rotations) fn is_repository(name: &str) -> bool {
-    let named = |part: &str| !part.is_empty() && !part.contains(['/', ' ', '?', '#']);
-    name.split_once('/').is_some_and(|(owner, name)| named(owner) && named(name))
 }
 
 /// The key for which GitHub wants a value sealed.

@@ -14,7 +14,6 @@ use crate::context::Context;
 use crate::handler::Failure;
 
 pub use file::FileConfig;
-pub(in crate::rotations) use github_secret::is_repository;
 pub use github_secret::{GithubSecretConfig, WorkflowConfig};
 pub use vercel::{HealthConfig, VercelConfig};
 

@@ -20,9 +20,8 @@ use serde_json::{Value, json};
 use super::random_key::{fields, random_bytes};
 use super::{Rotator, Turn};
 use crate::context::{Context, Step};
-use crate::github::{Advice, Repository, Sent};
+use crate::github::{Advice, Repository, Sent, wrong_place};
 use crate::handler::Failure;
-use crate::rotations::consumers::is_repository;
 
 /// Between looks for a delivery; each look at GitHub asks for another ping.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -37,9 +36,10 @@ const ARRIVED_WITHIN: Duration = Duration::from_mins(2);
 const BYTES: usize = 32;
 
 const ADVICE: Advice = Advice {
-    forbidden: "may not change webhooks there; give it the right `webhooks: write`",
-    check: "check `repository` and `id` of the hook (the number at the end of its address in the repository's settings), and \
-            that the token may see this repository (GitHub says `not found` where it may not)",
+    forbidden: "may not change webhooks there; give it the right `webhooks: write` (of an organisation: `organization \
+                webhooks: write`)",
+    check: "check `repository`, `organization` and `id` of the hook (the number at the end of its address in the settings), \
+            and that the token may administer webhooks there (GitHub says `not found` where it may not)",
 };
 
 /// A source's secret as the configuration file spells it.
@@ -56,12 +56,16 @@ pub struct WebhookConfig {
     pub github: Vec<HookConfig>,
 }
 
-/// A hook of a repository at GitHub.
+/// A hook of a repository, or of an organisation, at GitHub.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HookConfig {
     /// `owner/name`.
-    pub repository: String,
+    #[serde(default)]
+    pub repository: Option<String>,
+    /// Or the organisation's name.
+    #[serde(default)]
+    pub organization: Option<String>,
     /// Its number.
     pub id: u64,
 }
@@ -73,10 +77,8 @@ impl WebhookConfig {
             problems.push(Problem::new("this names no field of the secret").within("field"));
         }
         for (place, hook) in self.github.iter().enumerate() {
-            if !is_repository(&hook.repository) {
-                let problem = Problem::new("this is not `owner/name`").within("repository");
-                problems.push(problem.within(place.to_string()).within("github"));
-            }
+            let wrong = wrong_place(hook.repository.as_deref(), hook.organization.as_deref());
+            problems.extend(wrong.map(|problem| problem.within(place.to_string()).within("github")));
         }
         problems
     }
@@ -264,12 +266,17 @@ impl Rotator for Webhook {
 }
 
 impl HookConfig {
+    /// Whose it is: `owner/name`, or an organisation.
+    fn owner(&self) -> &str {
+        self.repository.as_deref().or(self.organization.as_deref()).unwrap_or_default()
+    }
+
     async fn repository<'r>(&'r self, cx: &'r Context) -> Result<Repository<'r>, Failure> {
-        Repository::connect(cx, &self.repository, "the rotation sets a webhook's secret at GitHub").await
+        Repository::connect(cx, self.owner(), "the rotation sets a webhook's secret at GitHub").await
     }
 
     fn words(&self) -> String {
-        format!("the hook {} of {}", self.id, self.repository)
+        format!("the hook {} of {}", self.id, self.owner())
     }
 
     fn doing(&self, what: &str) -> String {
@@ -278,7 +285,7 @@ impl HookConfig {
 
     /// Whether GitHub set the new secret.
     fn step(&self) -> String {
-        format!("set hook {} {}", self.repository, self.id)
+        format!("set hook {} {}", self.owner(), self.id)
     }
 
     fn refused_before(&self) -> Failure {
