@@ -157,7 +157,10 @@ impl Ear {
     /// The next `count` announcements that were not heard before, by their ids, in the order in which they came.
     pub async fn hear(&mut self, count: usize) -> Vec<(String, Value)> {
         let mut heard: Vec<(String, Value)> = Vec::new();
+        let deadline = tokio::time::Instant::now() + Duration::from_mins(2);
         while heard.len() < count {
+            // What was heard already may come again and again.
+            assert!(tokio::time::Instant::now() < deadline, "only this is announced: {heard:?}");
             let (key, announcement) = self.next().await;
             if heard.iter().all(|(_, known)| known["id"] != announcement["id"]) {
                 heard.push((key, announcement));
