@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use url::Url;
 
 use crate::Servers;
 use crate::door::{Door, Variant};
@@ -24,9 +25,17 @@ pub(crate) struct Args {
     /// Series of each; they take turns, and medians are printed.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Lay so many earlier deliveries into the ledgers first.
-    #[arg(long, default_value_t = 0)]
+    /// Lay so many earlier deliveries into a ledger first; several numbers, with commas: one ledger each, in turns.
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    earlier: Vec<u64>,
+}
+
+/// A door, beside what it took earlier.
+struct Compared {
+    variant: Variant,
     earlier: u64,
+    door: Door,
+    figures: Figures,
 }
 
 /// One variant's figures, one for each round.
@@ -44,21 +53,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let pushes = Arc::new(pushes::all()?);
     let mut doors = Vec::new();
     for variant in variants {
-        let door = Door::open(variant, &args.servers).await?;
-        if args.earlier > 0 && variant != Variant::Raw {
-            server::execute(&door.database.url, &earlier(args.earlier)).await?;
+        let earlier: &[u64] = if variant == Variant::Raw { &[0] } else { &args.earlier };
+        for &earlier in earlier {
+            let door = Door::open(variant, &args.servers).await?;
+            if earlier > 0 {
+                lay(&door.database.url, earlier).await?;
+            }
+            doors.push(Compared { variant, earlier, door, figures: Figures::default() });
         }
-        doors.push((variant, door, Figures::default()));
     }
     for round in 1..=args.rounds {
-        for (variant, door, figures) in &mut doors {
-            eprintln!("{variant:?}, round {round} of {}", args.rounds);
-            measure(&args, door, &pushes, figures).await?;
+        for compared in &mut doors {
+            let Compared { variant, earlier, .. } = compared;
+            eprintln!("{variant:?} beside {earlier} earlier ones, round {round} of {}", args.rounds);
+            measure(&args, &compared.door, &pushes, &mut compared.figures).await?;
         }
     }
     print(&doors);
-    for (_, door, _) in doors {
-        door.close().await?;
+    for compared in doors {
+        compared.door.close().await?;
     }
     Ok(())
 }
@@ -93,15 +106,17 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn print(doors: &[(Variant, Door, Figures)]) {
-    let raw = doors.iter().find(|(variant, ..)| *variant == Variant::Raw).map(|(.., raw)| median(&raw.rate));
-    println!("| deliveries | per second | of raw | p99 ms at peak | p50 / p99 ms at half | server's CPU µs | rounds |");
-    println!("|---|---|---|---|---|---|---|");
-    for (variant, _, figures) in doors {
+fn print(doors: &[Compared]) {
+    let raw = doors.iter().find(|door| door.variant == Variant::Raw).map(|raw| median(&raw.figures.rate));
+    println!(
+        "| deliveries | earlier | per second | of raw | p99 ms at peak | p50 / p99 ms at half | server's CPU µs | rounds |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for Compared { variant, earlier, figures, .. } in doors {
         let rate = median(&figures.rate);
         let rounds: Vec<String> = figures.rate.iter().map(|rate| format!("{rate:.0}")).collect();
         println!(
-            "| {variant:?} | {rate:.0} | {:.2} | {:.1} | {:.1} / {:.1} | {:.0} | {} |",
+            "| {variant:?} | {earlier} | {rate:.0} | {:.2} | {:.1} | {:.1} / {:.1} | {:.0} | {} |",
             raw.map_or(f64::NAN, |raw| rate / raw),
             median(&figures.peak_p99),
             median(&figures.half_p50),
@@ -112,20 +127,24 @@ fn print(doors: &[(Variant, Door, Figures)]) {
     }
 }
 
-/// Deliveries of the past, without their bodies, which nothing reads. The events' ids begin with their time, as ours do;
-/// the delivery ids and digests are random, as senders' are.
-fn earlier(count: u64) -> String {
-    format!(
+/// Lays deliveries of the last week, without their bodies, which nothing reads, and leaves the server nothing to tidy up.
+/// The events' ids begin with their time, as ours do, and none is old enough to be forgotten meanwhile; the delivery ids
+/// and digests are random, as senders' are.
+async fn lay(ledger: &Url, count: u64) -> anyhow::Result<()> {
+    let laid = format!(
         "set search_path = nightporter;
+         create temporary view earlier as
+         select n, now() - interval '7 days' * (1 - n / {count}.0) as at from generate_series(1, {count}) n;
          insert into event (id, source, kind, delivery_id, time, data, standing, received_at, config_digest)
-         select ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'github', 'github.push', 'earlier-' || n, 1,
-                '{{}}', 0, 1, ''
-         from generate_series(1, {count}) n;
+         select (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+                'github', 'github.push', 'earlier-' || n, extract(epoch from at) * 1000000, '{{}}', 0,
+                extract(epoch from at) * 1000000, ''
+         from earlier;
          insert into delivery_key (source, delivery_id, event_id, expires_at)
-         select 'github', gen_random_uuid()::text, gen_random_uuid(), 9000000000000000 from generate_series(1, {count});
+         select 'github', gen_random_uuid()::text, gen_random_uuid(), 9000000000000000 from earlier;
          insert into delivery_digest (source, digest, event_id, seen_at, expires_at)
-         select 'github', sha256(n::text::bytea), gen_random_uuid(), 1, 9000000000000000
-         from generate_series(1, {count}) n;
-         analyze; checkpoint"
-    )
+         select 'github', sha256(n::text::bytea), gen_random_uuid(), 1, 9000000000000000 from earlier"
+    );
+    server::execute(ledger, &laid).await?;
+    server::execute(ledger, "vacuum analyze").await
 }
