@@ -22,6 +22,26 @@ async fn settled(it: GateWorld, gate: schemas::JobId, check: &str, what: &str) {
     it.world.close().await;
 }
 
+/// A gate that has begun to start its run.
+struct Started {
+    gate: schemas::JobId,
+    deployment: String,
+    check: String,
+    commit: String,
+}
+
+/// No worker runs, and nothing says whether the run was started.
+async fn died_at_the_start() -> (GateWorld, Started) {
+    let mut it = GateWorld::start().await;
+    it.world.stop_worker().await;
+    let (deployment, commit) = it.deploy(&GOOD);
+    let check = it.vercel.begin_check(&deployment);
+    let until = it.world.queue.clock().now() + Duration::from_mins(10);
+    let steps = [("open", Some(json!({"until": until}))), ("decide", None), ("start", None)];
+    let gate = it.world.die_after("gate", &GateWorld::args(&deployment, &check, &json!({})), &steps).await;
+    (it, Started { gate, deployment, check, commit })
+}
+
 #[tokio::test]
 async fn it_dies_before_what_each_step_does() {
     for steps in [vec!["open"], vec!["open", "decide"], vec!["open", "decide", "start"]] {
@@ -46,13 +66,7 @@ async fn it_dies_before_what_each_step_does() {
 
 #[tokio::test]
 async fn it_dies_after_the_run_was_started_and_before_that_is_written() {
-    let mut it = GateWorld::start().await;
-    it.world.stop_worker().await;
-    let (deployment, commit) = it.deploy(&GOOD);
-    let check = it.vercel.begin_check(&deployment);
-    let until = it.world.queue.clock().now() + Duration::from_mins(10);
-    let steps = [("open", Some(json!({"until": until}))), ("decide", None), ("start", None)];
-    let gate = it.world.die_after("gate", &GateWorld::args(&deployment, &check, &json!({})), &steps).await;
+    let (mut it, Started { gate, check, commit, .. }) = died_at_the_start().await;
     it.start_run_of(gate, &json!({"ref": commit, "url": "https://app.example.com"})).await;
     it.world.start_worker();
     settled(it, gate, &check, "after the start").await;
@@ -103,13 +117,7 @@ async fn a_gate_that_is_replayed_has_a_run_of_its_own() {
 
 #[tokio::test]
 async fn a_run_that_was_started_and_not_written_down_is_cancelled_with_its_deployment() {
-    let mut it = GateWorld::start().await;
-    it.world.stop_worker().await;
-    let (deployment, commit) = it.deploy(&GOOD);
-    let check = it.vercel.begin_check(&deployment);
-    let until = it.world.queue.clock().now() + Duration::from_mins(10);
-    let steps = [("open", Some(json!({"until": until}))), ("decide", None), ("start", None)];
-    let gate = it.world.die_after("gate", &GateWorld::args(&deployment, &check, &json!({})), &steps).await;
+    let (mut it, Started { gate, deployment, commit, .. }) = died_at_the_start().await;
     let ada = Operator { actor: "ada".into(), reason: "a test".into() };
     it.world.queue.pause(&queue::ledger::Pausable::Kind("plan".into()), &ada).await.unwrap();
     it.start_run_of(gate, &json!({"ref": commit, "url": "https://app.example.com"})).await;
