@@ -83,7 +83,8 @@ async fn a_setup_that_is_right_is_found_right_and_left_as_it_was() {
         .await
         .unwrap();
     assert!(!made, "looking made the ledger's schema");
-    let left = reqwest::get(format!("{}/{}", bucket.endpoint, bucket.name)).await.unwrap().text().await.unwrap();
+    let left = worker::world::http_client().get(format!("{}/{}", bucket.endpoint, bucket.name)).send().await.unwrap();
+    let left = left.text().await.unwrap();
     assert!(!left.contains("<Key>"), "the probe stayed: {left}");
 }
 

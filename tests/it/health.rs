@@ -6,10 +6,11 @@ use tests::binary::{House, Running};
 use tests::porter::eventually;
 use tests::proxy::{Line, Proxy};
 use tests::server;
+use worker::world::http_client;
 
 /// What a process answers: to everybody, and to operators with the status.
 async fn told(process: &Running) -> (u16, Value) {
-    let answer = reqwest::get(format!("{}/readyz", process.operators())).await.unwrap();
+    let answer = http_client().get(format!("{}/readyz", process.operators())).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
@@ -61,7 +62,7 @@ secrets = ["a-secret-of-the-source"]
     let (status, told) = says_of_the_ledger(&serve, "away").await;
     assert_eq!((status, &told["deliveries"]), (200, &"accepted".into()), "{told}");
     assert!(reason(&told).contains("go to the spool"), "{told}");
-    let public = reqwest::get(format!("{}/readyz", serve.server())).await.unwrap();
+    let public = http_client().get(format!("{}/readyz", serve.server())).send().await.unwrap();
     assert_eq!(public.text().await.unwrap(), "yes\n");
     to_ledger.set(Line::Good);
     says_of_the_ledger(&work, "well").await;

@@ -272,7 +272,8 @@ async fn of_two_porters_from_one_ledger_the_later_one_is_copied_and_the_other_sh
 }
 
 async fn superseded(up: &Running) -> bool {
-    let metrics = reqwest::get(format!("{}/metrics", up.operators())).await.unwrap().text().await.unwrap();
+    let metrics = worker::world::http_client().get(format!("{}/metrics", up.operators())).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
     assert!(metrics.contains("nightporter_ledger_copy_age_seconds"), "{metrics}");
     metrics.lines().any(|line| line == "nightporter_ledger_copy_superseded 1")
 }

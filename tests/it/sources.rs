@@ -173,7 +173,7 @@ async fn a_silence_is_heard_in_the_channel_once_and_so_is_its_end() {
     pass(50).await;
     assert!(receiver.requests().is_empty());
     // What is not believed is not heard.
-    let mut forged = reqwest::Client::new().post(served.url("github")).body("{}");
+    let mut forged = worker::world::http_client().post(served.url("github")).body("{}");
     for (name, value) in [("content-type", "application/json"), ("x-github-event", "ping"), ("x-github-delivery", "x")]
     {
         forged = forged.header(name, value);

@@ -3,13 +3,15 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing::subscriber::DefaultGuard;
+use tracing::Dispatch;
+use tracing::subscriber::{DefaultGuard, NoSubscriber};
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// Keeps all log lines and spans of this thread until it is dropped.
 pub struct Log {
     written: Written,
     _logging: DefaultGuard,
+    _second: Dispatch,
 }
 
 #[derive(Clone, Default)]
@@ -36,7 +38,10 @@ impl Log {
             .with_span_events(FmtSpan::FULL)
             .with_writer(move || writer.clone())
             .finish();
-        Self { written, _logging: tracing::subscriber::set_default(subscriber) }
+        // With a single subscriber, tracing asks the thread that comes first to a place in the code whether it is heard, and
+        // for good; the threads of other tests have none. With two it asks both.
+        let second = Dispatch::new(NoSubscriber::new());
+        Self { written, _logging: tracing::subscriber::set_default(subscriber), _second: second }
     }
 
     /// The lines that hold a text.

@@ -1,13 +1,12 @@
 //! Each channel against a receiver that answers by a script.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use schemas::{JobId, Timestamp};
 use secrets::Resolver;
 use serde_json::Value;
+use tests::log::Log;
 use tests::receiver::{Receiver, Reply, nowhere};
 use worker::Failure;
 use worker::channels::{Channel, Fate, Message, NotSent, Posting, Severity, open};
@@ -185,31 +184,9 @@ async fn secrets_that_cannot_be_used_are_named_and_not_shown() {
     assert!(text.contains("no target"), "{text}");
 }
 
-/// Everything that is logged, whoever logs it, at the finest level.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn the_slack_url_is_in_no_error_log_or_span() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let log = Log::keep();
     let receiver = Receiver::start().await;
     let gone = nowhere();
     receiver.then([
@@ -227,8 +204,8 @@ async fn the_slack_url_is_in_no_error_log_or_span() {
     sent(&*channel).await.unwrap();
     let errors = format!("{errors:?}");
     assert!(!errors.contains(CANARY), "{errors}");
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    assert!(log.contains("server.address") && log.contains("http.response.status_code"), "the call's span is there");
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains(CANARY)).collect();
+    let is_said = |text: &str| !log.lines_with(text).is_empty();
+    assert!(is_said("server.address") && is_said("http.response.status_code"), "the call's span is there");
+    let lines = log.lines_with(CANARY);
     assert!(lines.is_empty(), "{lines:#?}");
 }
