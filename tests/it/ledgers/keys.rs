@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue::ledger::{Enqueued, HeldKey, Hold, LedgerError, behind};
-use schemas::{JobId, Key};
+use queue::ledger::{Enqueued, HeldKey, Hold, LedgerError, NewDelivery, Repeats, behind};
+use schemas::{JobId, Key, Standing};
 use tests::ledgers::{TestLedger, completed, discarded};
 
 use super::keyed;
@@ -71,13 +71,17 @@ async fn of_jobs_that_ask_for_a_key_at_once_one_holds_it_and_all_others_are_writ
 }
 
 async fn what_has_expired_is_pruned(t: TestLedger) {
+    let held = |id: &str| NewDelivery { repeats: Repeats::AreHeld, ..t.delivery(id, b"a known body") };
     t.ledger.enqueue(&[keyed(&t, "a"), keyed(&t, "b")], t.now()).await.unwrap();
     t.accept(&t.delivery("d-1", b"1")).await;
+    t.accept(&held("d-2")).await;
     assert_eq!(t.ledger.prune(100, t.now()).await.unwrap(), 0);
     t.clock.advance(Duration::from_secs(3601));
     assert_eq!(t.ledger.prune(100, t.now()).await.unwrap(), 2);
     assert!(t.accept(&t.delivery("d-1", b"1")).await.duplicate);
-    t.clock.advance(Duration::from_hours(9624));
-    assert_eq!(t.ledger.prune(100, t.now()).await.unwrap(), 1);
+    assert_eq!(t.accept(&held("d-3")).await.standing, Standing::Held);
+    t.clock.advance(Duration::from_hours(9600) - Duration::from_secs(1));
+    assert_eq!(t.ledger.prune(100, t.now()).await.unwrap(), 2, "the most of one kind: d-1 and d-2");
     assert!(!t.accept(&t.delivery("d-1", b"1")).await.duplicate);
+    assert_eq!(t.accept(&held("d-4")).await.standing, Standing::Accepted);
 }

@@ -145,6 +145,39 @@ async fn the_incident_of_a_group_ends_with_the_last_of_its_jobs_and_once() {
 }
 
 #[tokio::test]
+async fn an_alarm_whose_jobs_are_done_while_it_is_told_ends_when_all_has_been_told() {
+    let (house, services) = paging().await;
+    let jobs = [discarded(&house).await, discarded(&house).await];
+    house.at_rest().await;
+    for job in jobs {
+        house.queue.retry(job, &operator()).await.unwrap();
+        house.once(job, JobState::Completed).await;
+    }
+    house.at_rest().await;
+    assert_eq!(actions(&services), ["trigger"], "how many more there were is still to be told");
+    live(&house, 2).await;
+    assert_eq!(actions(&services), ["trigger", "trigger", "resolve"]);
+    assert!(services.alerts().into_values().all(|alert| !alert.open));
+}
+
+#[tokio::test]
+async fn an_alarm_about_a_job_that_is_under_way_again_when_it_is_told_is_ended_too() {
+    let (house, services) = paging().await;
+    let now = house.queue.clock().now();
+    let mut later = house.catalog.job("noop", &json!({}), now).unwrap();
+    later.run_at = Some(now + Duration::from_mins(90));
+    let job = house.queue.enqueue(later).await.unwrap().id();
+    let notice = worker::notice::on_discard("oncall", house.catalog.clone());
+    house.queue.enqueue(notice(job, "noop", "late", now).unwrap()).await.unwrap();
+    house.at_rest().await;
+    assert_eq!(actions(&services), ["trigger"]);
+    live(&house, 4).await;
+    house.once(job, JobState::Completed).await;
+    assert_eq!(actions(&services), ["trigger", "resolve"]);
+    assert!(services.alerts().into_values().all(|alert| !alert.open));
+}
+
+#[tokio::test]
 async fn an_alarm_about_a_job_that_is_done_before_it_is_told_is_ended_too() {
     let (house, services) = paging().await;
     let job = house.enqueue("noop", json!({})).await;
