@@ -12,6 +12,9 @@ use tempfile::TempDir;
 /// What does not happen within this does not happen.
 const DEADLINE: Duration = Duration::from_mins(1);
 
+/// So much of a log is said where a test fails.
+const LAST_LINES: usize = 30;
+
 /// A folder with a configuration, in which commands are run.
 pub struct House {
     folder: TempDir,
@@ -127,6 +130,22 @@ impl House {
         });
         let ready = ready.unwrap_or_else(|| panic!("`{role}` was not ready in time:\n{}", log()));
         Running { child, ready: serde_json::from_str(&ready).expect("the ready file is JSON") }
+    }
+}
+
+/// Says what its processes said last, where a test fails.
+impl Drop for House {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let files = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        for log in files.filter(|path| path.extension().is_some_and(|extension| extension == "log")) {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let last: Vec<&str> = said.lines().rev().take(LAST_LINES).collect();
+            eprintln!("{}, its last lines:", log.display());
+            last.iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
     }
 }
 

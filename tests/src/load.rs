@@ -70,6 +70,15 @@ impl Load {
     }
 }
 
+/// Says what was answered, where a test fails meanwhile.
+impl Drop for Load {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("answers so far: {}", self.sender.answers());
+        }
+    }
+}
+
 /// Waits until what was signed for is in the ledger, each once.
 pub async fn booked(sender: &Sender, ledger: &str) {
     eventually("what was signed for is booked", async || sender.is_all_booked(ledger).await.then_some(())).await;
