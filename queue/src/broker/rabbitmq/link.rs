@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A well broker opens a channel in milliseconds.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// A bell is far smaller. The client keeps room for 64 frames for each connection: 8 MB, where the broker says how large.
+const BELL_FRAME_BYTES: u32 = 16 * 1024;
 /// How often a connection is looked at that says nothing.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -45,14 +47,17 @@ pub(super) struct Live {
 }
 
 impl Link {
-    /// Connects to the first node that answers, each within the deadline, and supervises the connection from then on.
+    /// A connection for bells: to the first node that answers, each within the deadline, and supervised from then on.
     pub(super) async fn connect(addresses: &str) -> Result<Self, BrokerError> {
-        let nodes = nodes_of(addresses)?;
+        let mut nodes = nodes_of(addresses)?;
+        for node in &mut nodes {
+            node.query.frame_max.get_or_insert(BELL_FRAME_BYTES);
+        }
         let first = dial_any(&nodes).await.map_err(BrokerError::Unavailable)?;
         Ok(Self::supervised(nodes, Some(first)))
     }
 
-    /// Connects as soon as a node answers, and supervises the connection from then on.
+    /// A connection for messages of any size: as soon as a node answers, and supervised from then on.
     pub(super) fn connect_later(addresses: &str) -> Result<Self, BrokerError> {
         Ok(Self::supervised(nodes_of(addresses)?, None))
     }
