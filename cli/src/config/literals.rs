@@ -74,13 +74,13 @@ fn collect(part: Option<&Part<'_>>, place: &[&str], path: &mut Vec<String>, foun
 }
 
 /// Whether a text that stands where a secret belongs is one: it refers to nothing, and is not an address without a
-/// password.
+/// password. A web address is one by itself: whoever has a channel's may write to it.
 fn is_secret(text: &str) -> bool {
     if text.contains("${") || text == "in-process" || text.starts_with("sqlite:") {
         return false;
     }
     match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql" | "amqp" | "amqps") => url.password().is_some(),
+        Ok(url) if url.has_host() && !matches!(url.scheme(), "http" | "https") => url.password().is_some(),
         _ => true,
     }
 }
@@ -101,13 +101,26 @@ broker = 'amqp://rabbit'
 secrets = ['${env:A}', 'b']
 [databases.main]
 url = 'sqlite:app.db'
+[databases.other]
+url = 'postgress://db/np'
+[databases.third]
+url = 'postgress://np:pw@db/np'
 [channels.team]
 slack = 'https://hooks.slack.com/services/T/B/X'
 ";
         let document = Document::parse(text).unwrap();
         let mut found: Vec<String> = warnings(&document).iter().map(|finding| finding.path.join(".")).collect();
         found.sort();
-        assert_eq!(found, ["channels.team.slack", "operators.token", "queue.ledger", "sources.github.secrets.1"]);
+        assert_eq!(
+            found,
+            [
+                "channels.team.slack",
+                "databases.third.url",
+                "operators.token",
+                "queue.ledger",
+                "sources.github.secrets.1"
+            ]
+        );
         assert!(!format!("{:?}", warnings(&document)).contains("hunter2"));
     }
 }
