@@ -14,14 +14,13 @@ use crate::forgetting::Forgetting;
 use crate::kill_point::reached;
 use crate::ledger::LedgerError;
 
-/// A look at least so often: other processes put jobs off as well.
-const PROMOTE_EVERY: Duration = Duration::from_secs(5);
-/// A lease is rescued at most so much later than it ended.
-const RESCUE_EVERY: Duration = Duration::from_secs(5);
-/// What waits at the door is reviewed so often.
-const REVIEW_EVERY: Duration = Duration::from_secs(10);
-/// The database's time is sampled so often.
-const SAMPLE_EVERY: Duration = Duration::from_secs(30);
+/// A round at least so often: other processes put jobs off as well, and a lease is rescued at most so much later than it
+/// ended.
+const ROUND: Duration = Duration::from_secs(5);
+/// What waits at the door is reviewed in each of so many rounds.
+const REVIEW_EVERY: u64 = 2;
+/// Between two looks at the least: what is due may be locked by another promoter.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// What has expired is forgotten so often.
 const PRUNE_EVERY: Duration = Duration::from_mins(1);
 /// What is old is looked for so often.
@@ -35,20 +34,18 @@ const ROWS: u32 = 500;
 pub(crate) async fn run(queue: &Queue, put_off: &Notify, mut forgetting: Forgetting, stop: CancellationToken) {
     let start = Instant::now();
     let mut turns = Turns {
-        promote: start,
-        rescue: start,
-        review: start,
-        sample: start + SAMPLE_EVERY,
+        look: start,
+        round: start,
+        rounds: 0,
         prune: start + PRUNE_EVERY,
         forget: start + FORGET_EVERY,
         was_away: false,
     };
     loop {
-        let due =
-            turns.promote.min(turns.rescue).min(turns.review).min(turns.sample).min(turns.prune).min(turns.forget);
+        let due = turns.look.min(turns.prune).min(turns.forget);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = put_off.notified() => turns.promote = Instant::now(),
+            () = put_off.notified() => turns.look = Instant::now(),
             () = tokio::time::sleep_until(due) => {}
         }
         turns.take(queue, &mut forgetting).await;
@@ -56,35 +53,22 @@ pub(crate) async fn run(queue: &Queue, put_off: &Notify, mut forgetting: Forgett
 }
 
 struct Turns {
-    promote: Instant,
-    rescue: Instant,
-    review: Instant,
-    sample: Instant,
+    /// When it is looked what there is to do: when the next job is due, and in each round.
+    look: Instant,
+    round: Instant,
+    /// How many there were while the ledger answered.
+    rounds: u64,
     prune: Instant,
     forget: Instant,
-    /// Whether the ledger was away at the last turn of the rescuer.
+    /// Whether the ledger was away at the last round.
     was_away: bool,
 }
 
 impl Turns {
     async fn take(&mut self, queue: &Queue, forgetting: &mut Forgetting) {
         let now = Instant::now();
-        if self.promote <= now {
-            self.promote = Instant::now() + said(promote(queue).await, "promote").unwrap_or(PROMOTE_EVERY);
-        }
-        if self.rescue <= now {
-            self.take_turn_of_rescuer(queue).await;
-            self.rescue = Instant::now() + RESCUE_EVERY;
-        }
-        if self.review <= now {
-            said(review(queue).await, "review what waits at the door");
-            self.review = Instant::now() + REVIEW_EVERY;
-        }
-        if self.sample <= now {
-            if let Some(time) = said(queue.ledger().time().await, "tell the time") {
-                queue.clock().correct(time);
-            }
-            self.sample = Instant::now() + SAMPLE_EVERY;
+        if self.look <= now {
+            self.look(queue).await;
         }
         if self.prune <= now {
             said(prune(queue).await, "prune");
@@ -98,11 +82,43 @@ impl Turns {
         }
     }
 
-    /// While the ledger is away no worker can beat. When it is back, they have until the next turn to do so, or to give
+    /// Asks what there is to do, takes the ledger's time from the answer, and does it.
+    async fn look(&mut self, queue: &Queue) {
+        let is_round = self.round <= Instant::now();
+        let chores = said(queue.ledger().chores(queue.clock().now()).await, "tell what there is to do");
+        if is_round {
+            self.round = Instant::now() + ROUND;
+        }
+        self.look = self.round;
+        let Some(chores) = chores else {
+            self.was_away = true;
+            return;
+        };
+        queue.clock().correct(chores.time);
+        if let Some(due) = chores.next_due {
+            self.wait_or_promote(queue, due).await;
+        }
+        if is_round {
+            self.rescue(queue, chores.has_orphans).await;
+            if chores.has_waiting && self.rounds.is_multiple_of(REVIEW_EVERY) {
+                said(review(queue).await, "review what waits at the door");
+            }
+            self.rounds += 1;
+        }
+    }
+
+    /// After promoting, what comes next is not known: it is asked soon. After a failure it is the next round's.
+    async fn wait_or_promote(&mut self, queue: &Queue, due: Timestamp) {
+        let until = (due - queue.clock().now()).to_std().unwrap_or_default();
+        if !until.is_zero() || said(promote(queue).await, "promote").is_some() {
+            self.look = self.round.min(Instant::now() + until.max(LOOK_AGAIN));
+        }
+    }
+
+    /// While the ledger is away no worker can beat. When it is back, they have until the next round to do so, or to give
     /// back what they have stopped, before all their jobs are taken for crashed.
-    async fn take_turn_of_rescuer(&mut self, queue: &Queue) {
-        if self.was_away {
-            self.was_away = said(queue.ledger().time().await, "tell the time").is_none();
+    async fn rescue(&mut self, queue: &Queue, has_orphans: bool) {
+        if std::mem::take(&mut self.was_away) || !has_orphans {
             return;
         }
         let rescued = rescue(queue, queue.clock().now()).await;
@@ -115,19 +131,17 @@ fn said<T>(result: Result<T, LedgerError>, what: &str) -> Option<T> {
     result.inspect_err(|error| warn!(error = error as &dyn std::error::Error, "the ledger could not {what}")).ok()
 }
 
-/// Makes available what is due; how long until the next look.
-async fn promote(queue: &Queue) -> Result<Duration, LedgerError> {
+/// Makes available what is due.
+async fn promote(queue: &Queue) -> Result<(), LedgerError> {
     loop {
-        let now = queue.clock().now();
-        let promoted = queue.ledger().promote(ROWS, now).await?;
-        let done = promoted.bells.iter().map(|bell| bell.count).sum::<u32>();
-        if done > 0 {
+        let bells = queue.ledger().promote(ROWS, queue.clock().now()).await?;
+        let promoted = bells.iter().map(|bell| bell.count).sum::<u32>();
+        if promoted > 0 {
             reached("promoted");
         }
-        queue.ring(promoted.bells);
-        if done < ROWS {
-            let next = promoted.next.and_then(|next| (next - now).to_std().ok());
-            return Ok(next.unwrap_or(PROMOTE_EVERY).clamp(Duration::from_millis(10), PROMOTE_EVERY));
+        queue.ring(bells);
+        if promoted < ROWS {
+            return Ok(());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The ledger's contract: one suite, every engine.
 
 mod attempts;
+mod chores;
 mod deliveries;
 mod keys;
 mod runs;

@@ -43,6 +43,7 @@ mod sql;
 mod stalls;
 mod stores;
 mod telemetry;
+mod upkeep;
 mod vault;
 mod vaults;
 mod vercel;

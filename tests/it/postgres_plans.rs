@@ -222,6 +222,7 @@ async fn a_day(t: &TestLedger, day: u32) {
         assert!(t.finish(job.id, outcome).await);
     }
     t.clock.advance(LEASE * 2);
+    t.ledger.chores(t.now()).await.unwrap();
     t.promote().await;
     assert_eq!(t.rescue().await.len(), 1);
     t.ledger.review(100, t.now()).await.unwrap();

@@ -85,8 +85,8 @@ impl BackupWorld {
     /// Lets time pass on a clock by hand, and makes available what is due then.
     pub async fn pass(&self, time: Duration) {
         self.queue.clock().advance(time);
-        let promoted = self.queue.ledger().promote(100, self.queue.clock().now()).await.expect("promoted");
-        self.queue.ring(promoted.bells);
+        let bells = self.queue.ledger().promote(100, self.queue.clock().now()).await.expect("promoted");
+        self.queue.ring(bells);
     }
 
     /// Starts a worker; there is none.

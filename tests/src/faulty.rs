@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use queue::bell::Bells;
 use queue::ledger::{
-    Announced, AuditRecord, Beat, Books, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey, Herald, Hold,
-    Horizons, Intake, JobFilter, Ledger, LedgerError, Listened, NewDelivery, NewToken, Operator, Pausable, Progress,
-    Promoted, Receipt, Replay, Rescued, Silence, StoredBody, Turn, Upkeep, Work,
+    Announced, AuditRecord, Beat, Books, Chores, Claim, Desk, Ended, Enqueued, Finished, Fired, Firing, HeldKey,
+    Herald, Hold, Horizons, Intake, JobFilter, Ledger, LedgerError, Listened, NewDelivery, NewToken, Operator,
+    Pausable, Progress, Receipt, Replay, Rescued, Silence, StoredBody, Turn, Upkeep, Work,
 };
 use queue::{NoticeOfSilence, Waiting};
 use schemas::api::{
@@ -151,7 +151,11 @@ impl Upkeep for FaultyLedger {
         self.inner.is_exclusive()
     }
 
-    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
+    async fn chores(&self, now: Timestamp) -> Result<Chores, LedgerError> {
+        self.pass("chores")?.chores(now).await
+    }
+
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         self.pass("promote")?.promote(limit, now).await
     }
 

@@ -147,8 +147,8 @@ impl TestLedger {
 
     /// Promotes what is due; how many jobs.
     pub async fn promote(&self) -> u32 {
-        let promoted = self.ledger.promote(100, self.now()).await.expect("promoted");
-        promoted.bells.iter().map(|bell| bell.count).sum()
+        let bells = self.ledger.promote(100, self.now()).await.expect("promoted");
+        bells.iter().map(|bell| bell.count).sum()
     }
 
     /// Rescues what has no lease any more.

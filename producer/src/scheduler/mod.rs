@@ -28,7 +28,7 @@ pub use missed::since;
 
 /// Producers with an older configuration hear of this one so often, and what others have settled is read again: within
 /// the time in which a configuration counts as alive, and seldom enough to cost nothing.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+const ANNOUNCE_EVERY: Duration = Duration::from_mins(1);
 
 /// What waits for the end of earlier work is asked for so often.
 const ASK_AGAIN: Duration = Duration::from_secs(5);

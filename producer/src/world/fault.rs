@@ -106,7 +106,10 @@ impl Upkeep for Faulty {
     fn is_exclusive(&self) -> bool {
         self.ledger.is_exclusive()
     }
-    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
+    async fn chores(&self, now: Timestamp) -> Result<Chores, LedgerError> {
+        self.ledger.chores(now).await
+    }
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         self.ledger.promote(limit, now).await
     }
     async fn rescue(&self, before: Timestamp, limit: u32, now: Timestamp) -> Result<Rescued, LedgerError> {

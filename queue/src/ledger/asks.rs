@@ -203,13 +203,17 @@ pub struct Finished {
     pub bells: Bells,
 }
 
-/// What the promoter did.
-#[derive(Clone, Debug, Default)]
-pub struct Promoted {
-    /// What became available by it.
-    pub bells: Bells,
-    /// When the next job is due, if one waits.
-    pub next: Option<Timestamp>,
+/// What there is for the upkeep to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chores {
+    /// The database's time.
+    pub time: Timestamp,
+    /// When the next job is due, or was, if one waits for its time.
+    pub next_due: Option<Timestamp>,
+    /// Whether the lease of a running job has run out.
+    pub has_orphans: bool,
+    /// Whether something waits at the door, or for an approval whose time is over.
+    pub has_waiting: bool,
 }
 
 /// What the rescuer did with one job whose lease had run out.

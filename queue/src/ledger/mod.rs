@@ -131,8 +131,11 @@ pub trait Upkeep: Send + Sync {
     /// Whether having it open proves that no other process does: then whatever runs in it when it is opened is orphaned.
     fn is_exclusive(&self) -> bool;
 
+    /// What there is to do: one question, asked often, and answered by indexes that are empty as a rule.
+    async fn chores(&self, now: Timestamp) -> Result<Chores, LedgerError>;
+
     /// Makes jobs available whose time has come, at most `limit`.
-    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError>;
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError>;
 
     /// Cancels jobs whose approval did not come in time, and lets in what waits where there is room after all: a net
     /// below the transactions that let in themselves. At most `limit` of each.

@@ -62,8 +62,8 @@ impl House {
     /// Lets time pass, and makes available what is due then.
     pub(super) async fn pass(&self, time: Duration) {
         self.queue.clock().advance(time);
-        let promoted = self.queue.ledger().promote(500, self.queue.clock().now()).await.unwrap();
-        self.queue.ring(promoted.bells);
+        let bells = self.queue.ledger().promote(500, self.queue.clock().now()).await.unwrap();
+        self.queue.ring(bells);
     }
 
     /// What the n-th request said, as people read it.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::super::rows::{micros, waiting};
 use super::super::{Horizons, LedgerError};
 use super::announcing::forget_unannounced;
-use super::{Postgres, begin, commit, in_time, unavailable};
+use super::{Postgres, begin_on, commit, in_time, unavailable};
 use crate::forgetting::Waiting;
 
 /// What belongs to a job beside its history.
@@ -25,7 +25,8 @@ const OF_JOBS: [&str; 6] = [
 impl Postgres {
     pub(super) async fn forget_older(&self, older_than: &Horizons, limit: u32) -> Result<u64, LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.hot).await?;
+            let mut hot = self.kept().await?;
+            let mut tx = begin_on(&mut hot).await?;
             let mut most = 0;
             let waiting = older_than.waiting.map_or(Uuid::max(), least_id_of);
             if let Some(before) = older_than.bodies {
@@ -42,6 +43,7 @@ impl Postgres {
                 most = forget_unannounced(&mut tx, before, limit).await?.max(most);
             }
             commit(tx).await?;
+            hot.keep();
             Ok(most)
         })
         .await

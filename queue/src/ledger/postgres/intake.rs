@@ -103,10 +103,12 @@ impl Intake for Postgres {
         now: Timestamp,
     ) -> Result<Option<Vec<Progress>>, LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.hot).await?;
+            let mut hot = self.kept().await?;
+            let mut tx = begin_on(&mut hot).await?;
             let newest = announce(&mut tx, config_digest, now).await?;
             let progress = if newest { Some(meet(&mut tx, schedules, now).await?) } else { None };
             commit(tx).await?;
+            hot.keep();
             Ok(progress)
         })
         .await
@@ -140,7 +142,8 @@ impl Intake for Postgres {
         now: Timestamp,
     ) -> Result<(Vec<Silence>, Bells), LedgerError> {
         in_time(async {
-            let mut tx = begin(&self.hot).await?;
+            let mut hot = self.kept().await?;
+            let mut tx = begin_on(&mut hot).await?;
             take_turn(&mut tx).await?;
             let mut after = Aftermath::default();
             let changed = hear(&mut tx, sources, now).await?;
@@ -148,6 +151,7 @@ impl Intake for Postgres {
             insert_jobs(&mut tx, &notices, None, &mut after, now).await?;
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
             commit(tx).await?;
+            hot.keep();
             Ok((changed, after.bells))
         })
         .await

@@ -52,10 +52,10 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// A call fails where no connection can be had in this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// For the writers that make batches, one each, and the consumers.
+/// For the writers that make batches, one each, the consumers, and what is done all the time while nothing happens.
 const KEPT: usize = 8;
 
-/// For the heart, the upkeep, and what is no single statement.
+/// For the heart, and what is no single statement and is done now and then.
 const HOT: u32 = 8;
 
 /// For operators and readers, whose questions must not hold up the work.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Upkeep};
+use super::super::{Chores, DELIVERY_MEMORY, Horizons, LedgerError, Rescued, RescuedJob, Upkeep};
 use super::door::{settle, take_turn, waiting_at};
 use super::runs::{Ending, end_jobs, lock_runs, tell};
 use super::{Postgres, begin, commit, in_time, unavailable, unknown};
@@ -33,14 +33,30 @@ impl Upkeep for Postgres {
         false
     }
 
-    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
+    async fn chores(&self, now: Timestamp) -> Result<Chores, LedgerError> {
         in_time(async {
-            let mut connection = self.kept().await?;
-            let next = next_due(&mut connection).await?;
-            if next.is_none_or(|next| next > micros(now)) {
-                connection.keep();
-                return Ok(Promoted { bells: Bells::default(), next: next.map(moment) });
-            }
+            let mut hot = self.kept().await?;
+            let (time, next_due, has_orphans, has_waiting): (i64, Option<i64>, bool, bool) = sqlx::query_as(
+                "select (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+                        (select min(run_at) from job where state in (1, 4)),
+                        exists (select 1 from job where state = 3 and lease_until < $1),
+                        exists (select 1 from job_limit where standing = 1)
+                          or exists (select 1 from job where state = 0 and waits_for = 1)
+                          or exists (select 1 from approval where granted_at is null and expires_at <= $1)",
+            )
+            .bind(micros(now))
+            .fetch_one(&mut *hot)
+            .await
+            .map_err(unavailable)?;
+            hot.keep();
+            Ok(Chores { time: moment(time), next_due: next_due.map(moment), has_orphans, has_waiting })
+        })
+        .await
+    }
+
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
+            let mut hot = self.kept().await?;
             let due: Vec<(Uuid, String)> = sqlx::query_as(
                 "with due as materialized (
                    select id from job where state in (1, 4) and run_at <= $1 and not gated order by run_at limit $2
@@ -52,33 +68,22 @@ impl Upkeep for Postgres {
             )
             .bind(micros(now))
             .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut *hot)
             .await
             .map_err(unknown)?;
             let mut bells = Bells::default();
             for (job, queue) in &due {
                 bells.add(queue, JobId(*job), &TraceContext::default());
             }
-            bells.merge(self.promote_gated(&mut connection, limit, now).await?);
-            // A failure to say what comes next must not hide what was promoted: then the promoter looks at its usual time.
-            let next = next_due(&mut connection).await;
-            if next.is_ok() {
-                connection.keep();
-            }
-            Ok(Promoted { bells, next: next.ok().flatten().map(moment) })
+            bells.merge(self.promote_gated(&mut hot, limit, now).await?);
+            hot.keep();
+            Ok(bells)
         })
         .await
     }
 
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         in_time(async {
-            let mut hot = self.kept().await?;
-            let waits: bool =
-                sqlx::query_scalar(WAITS).bind(micros(now)).fetch_one(&mut *hot).await.map_err(unavailable)?;
-            hot.keep();
-            if !waits {
-                return Ok(Bells::default());
-            }
             let mut tx = begin(&self.hot).await?;
             take_turn(&mut tx).await?;
             let mut after = Aftermath::default();
@@ -132,7 +137,7 @@ impl Upkeep for Postgres {
 
     async fn prune(&self, limit: u32, now: Timestamp) -> Result<u64, LedgerError> {
         in_time(async {
-            let mut connection = self.hot().await?;
+            let mut hot = self.kept().await?;
             let mut pruned = 0;
             let long_ago = earlier(now, DELIVERY_MEMORY);
             for (statement, before) in [
@@ -157,10 +162,10 @@ impl Upkeep for Postgres {
                     long_ago,
                 ),
             ] {
-                let done =
-                    sqlx::query(statement).bind(micros(before)).bind(i64::from(limit)).execute(&mut *connection).await;
+                let done = sqlx::query(statement).bind(micros(before)).bind(i64::from(limit)).execute(&mut *hot).await;
                 pruned = done.map_err(unknown)?.rows_affected().max(pruned);
             }
+            hot.keep();
             Ok(pruned)
         })
         .await
@@ -179,19 +184,6 @@ impl Upkeep for Postgres {
         self.waiting(since, before, named).await
     }
 }
-
-async fn next_due(connection: &mut PgConnection) -> Result<Option<i64>, LedgerError> {
-    sqlx::query_scalar("select min(run_at) from job where state in (1, 4)")
-        .fetch_one(connection)
-        .await
-        .map_err(unavailable)
-}
-
-/// Whether there is anything for a review to look at: asked often, and answered by indexes that are empty as a rule.
-const WAITS: &str = "
-    select exists (select 1 from job_limit where standing = 1)
-        or exists (select 1 from job where state = 0 and waits_for = 1)
-        or exists (select 1 from approval where granted_at is null and expires_at <= $1)";
 
 /// Cancels jobs whose approval did not come in time.
 async fn cancel_unapproved(

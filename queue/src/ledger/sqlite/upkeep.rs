@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::door::{Aftermath, EXPIRED};
 use super::super::rows::{CRASHED, Verdict, micros, moment, verdict};
-use super::super::{DELIVERY_MEMORY, Horizons, LedgerError, Promoted, Rescued, RescuedJob, Snapped, Upkeep};
+use super::super::{Chores, DELIVERY_MEMORY, Horizons, LedgerError, Rescued, RescuedJob, Snapped, Upkeep};
 use super::door::{settle, waiting_at};
 use super::runs::{Ending, end_jobs, tell};
 use super::storing::ids;
@@ -28,12 +28,26 @@ impl Upkeep for Sqlite {
         true
     }
 
-    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Promoted, LedgerError> {
+    async fn chores(&self, now: Timestamp) -> Result<Chores, LedgerError> {
         in_time(async {
-            let next: Option<i64> = next_due(&self.readers).await?;
-            if next.is_none_or(|next| next > micros(now)) {
-                return Ok(Promoted { bells: Bells::default(), next: next.map(moment) });
-            }
+            let (next_due, has_orphans, has_waiting): (Option<i64>, bool, bool) = sqlx::query_as(
+                "select (select min(run_at) from job where state in (1, 4)),
+                        exists (select 1 from job where state = 3 and lease_until < ?1),
+                        exists (select 1 from job_limit where standing = 1)
+                          or exists (select 1 from job where state = 0 and waits_for = 1)
+                          or exists (select 1 from approval where granted_at is null and expires_at <= ?1)",
+            )
+            .bind(micros(now))
+            .fetch_one(&self.readers)
+            .await
+            .map_err(unavailable)?;
+            Ok(Chores { time: time(), next_due: next_due.map(moment), has_orphans, has_waiting })
+        })
+        .await
+    }
+
+    async fn promote(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
+        in_time(async {
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let due: Vec<(Uuid, String, bool)> = sqlx::query_as(
@@ -57,20 +71,14 @@ impl Upkeep for Sqlite {
                 }
             }
             settle(&mut tx, &mut after, self.notice.as_ref(), now).await?;
-            let next = next_due(&mut *tx).await?;
             commit(tx).await?;
-            Ok(Promoted { bells: after.bells, next: next.map(moment) })
+            Ok(after.bells)
         })
         .await
     }
 
     async fn review(&self, limit: u32, now: Timestamp) -> Result<Bells, LedgerError> {
         in_time(async {
-            let waits: bool =
-                sqlx::query_scalar(WAITS).bind(micros(now)).fetch_one(&self.readers).await.map_err(unavailable)?;
-            if !waits {
-                return Ok(Bells::default());
-            }
             let mut turn = self.write().await;
             let mut tx = turn.begin().await?;
             let mut after = Aftermath::default();
@@ -165,19 +173,6 @@ impl Upkeep for Sqlite {
         self.take_snapshot(since).await
     }
 }
-
-async fn next_due<'e>(connection: impl sqlx::SqliteExecutor<'e>) -> Result<Option<i64>, LedgerError> {
-    sqlx::query_scalar("select min(run_at) from job where state in (1, 4)")
-        .fetch_one(connection)
-        .await
-        .map_err(unavailable)
-}
-
-/// Whether there is anything for a review to look at: asked often, and answered by indexes that are empty as a rule.
-const WAITS: &str = "
-    select exists (select 1 from job_limit where standing = 1)
-        or exists (select 1 from job where state = 0 and waits_for = 1)
-        or exists (select 1 from approval where granted_at is null and expires_at <= ?1)";
 
 /// Cancels jobs whose approval did not come in time.
 async fn cancel_unapproved(

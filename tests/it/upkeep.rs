@@ -1,0 +1,46 @@
+//! The upkeep: what it asks the ledger, and what it does when the ledger was away.
+
+use queue::ledger::Claim;
+use schemas::{JobState, WorkerId};
+use serde_json::json;
+use tests::porter::{LEASE, Porter, eventually};
+use worker::{Registry, WorkerConfig, jobs};
+
+/// Waits until it was asked so many times more what there is to do.
+async fn rounds(porter: &Porter, more: usize) {
+    let before = porter.ledger.calls("chores");
+    eventually("it was asked", async || (porter.ledger.calls("chores") >= before + more).then_some(())).await;
+}
+
+#[tokio::test]
+async fn with_nothing_to_do_it_asks_one_question_in_each_round() {
+    let mut porter = Porter::start(jobs::registry()).await;
+    let told_the_time = porter.ledger.calls("time");
+    rounds(&porter, 2).await;
+    let asked = ["time", "promote", "rescue", "review"].map(|method| porter.ledger.calls(method));
+    assert_eq!(asked, [told_the_time, 0, 0, 0]);
+    porter.stop().await;
+}
+
+#[tokio::test]
+async fn after_an_outage_nobody_is_taken_for_crashed_before_a_round_has_passed() {
+    let mut porter = Porter::start_with(Registry::default(), WorkerConfig::default()).await;
+    porter.ledger.break_methods(&["chores"]);
+    rounds(&porter, 1).await;
+    // A worker of another process had it, and could not beat.
+    let now = porter.queue.clock().now();
+    let job = tests::ledgers::new_job("elsewhere", &json!({}).to_string(), now);
+    let id = porter.queue.enqueue(job).await.unwrap().id();
+    let kinds = vec!["elsewhere".into()];
+    let claim = Claim { queue: "default".into(), kinds, limit: 1, worker: WorkerId::at(now), lease: LEASE };
+    assert_eq!(porter.ledger.inner().claim(&claim, now).await.unwrap().len(), 1);
+    let is_out = async || porter.ledger.inner().chores(porter.queue.clock().now()).await.unwrap().has_orphans;
+    eventually("its lease has run out", async || is_out().await.then_some(())).await;
+    rounds(&porter, 1).await;
+    let asked = porter.ledger.calls("chores");
+    porter.ledger.mend();
+    porter.wait(id, JobState::Available).await;
+    let rounds = porter.ledger.calls("chores") - asked;
+    assert!(rounds >= 2, "it was rescued in round {rounds} after the outage");
+    porter.stop().await;
+}
