@@ -1,10 +1,16 @@
 //! The upkeep: what it asks the ledger, and what it does when the ledger was away.
 
+use std::time::Duration;
+
+use async_trait::async_trait;
 use queue::ledger::Claim;
+use queue::retry::RetryPolicy;
+use schemars::JsonSchema;
 use schemas::{JobState, WorkerId};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tests::porter::{LEASE, Porter, eventually};
-use worker::{Registry, WorkerConfig, jobs};
+use worker::{Context, Failure, Handler, Output, Registry, WorkerConfig, jobs};
 
 /// Waits until it was asked so many times more what there is to do.
 async fn rounds(porter: &Porter, more: usize) {
@@ -43,4 +49,32 @@ async fn after_an_outage_nobody_is_taken_for_crashed_before_a_round_has_passed()
     let rounds = porter.ledger.calls("chores") - asked;
     assert!(rounds >= 2, "it was rescued in round {rounds} after the outage");
     porter.stop().await;
+}
+
+#[tokio::test]
+async fn who_was_put_off_is_due_when_its_time_comes_and_not_at_the_next_round() {
+    let mut porter = Porter::start(Registry::default().with::<Sleepy>()).await;
+    let id = porter.enqueue("sleepy", json!({})).await;
+    // A round is five seconds: in forty of them patience ends.
+    assert_eq!(porter.wait(id, JobState::Completed).await.attempts.len(), 41);
+    porter.stop().await;
+}
+
+/// Sleeps forty times.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Sleepy {}
+
+#[async_trait]
+impl Handler for Sleepy {
+    const KIND: &'static str = "sleepy";
+    const SUMMARY: &'static str = "is put off forty times";
+    const RETRY: RetryPolicy = RetryPolicy::PROMPT;
+    const TIME_LIMIT: Duration = Duration::from_mins(1);
+
+    async fn run(&self, cx: &Context) -> Result<Output, Failure> {
+        if cx.job().attempt.number > 40 {
+            return Ok(Value::Null);
+        }
+        Err(Failure::Snooze { wait: Duration::from_millis(20), reason: "not yet".to_owned() })
+    }
 }

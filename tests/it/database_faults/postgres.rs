@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use sqlx::{Connection, Executor, PgConnection};
 use tests::binary::House;
-use tests::load::{booked, done};
+use tests::ledgers::TestLedger;
+use tests::load::{booked, count, done};
 use tests::porter::eventually;
 use tests::postgres::PostgresServer;
+use tests::proxy::Proxy;
 use tests::sender::Sender;
 
 use super::{Load, deploy, deploy_again, with_vercel};
@@ -107,4 +109,26 @@ async fn a_server_without_room_is_waited_for() {
     done(&url).await;
     assert_eq!(deploy_again(&up, nonce).await, 202, "what was refused is taken");
     println!("{:?} signed for and by the spool, all done", sender.acknowledged());
+}
+
+#[tokio::test]
+async fn a_standby_that_the_name_leads_to_by_mistake_is_not_kept_by_whoever_only_reads() {
+    let primary = PostgresServer::start().await;
+    let standby = primary.start_standby().await;
+    let name = Proxy::to(primary.address()).await;
+    let t = TestLedger::postgres_at(&format!("postgres://postgres@{}/postgres", name.address())).await;
+    let asks = async || t.ledger.chores(t.now()).await;
+    asks().await.unwrap();
+    let tables = "select count(*) from nightporter.job";
+    eventually("the standby has the tables", async || count(&standby.url(), tables).await.ok()).await;
+
+    name.switch(standby.address());
+    let ours = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'nightporter'";
+    count(&primary.url(), ours).await.unwrap();
+    asks().await.expect_err("it was hung up");
+    let refused = asks().await.expect_err("a standby has nothing to do");
+    assert!(std::error::Error::source(&refused).unwrap().to_string().contains("is a standby"), "{refused:?}");
+
+    name.switch(primary.address());
+    asks().await.expect("the connection to the standby was given up at once");
 }

@@ -33,8 +33,7 @@ impl Upkeep for Sqlite {
             let (next_due, has_orphans, has_waiting): (Option<i64>, bool, bool) = sqlx::query_as(
                 "select (select min(run_at) from job where state in (1, 4)),
                         exists (select 1 from job where state = 3 and lease_until < ?1),
-                        exists (select 1 from job_limit where standing = 1)
-                          or exists (select 1 from job where state = 0 and waits_for = 1)
+                        exists (select 1 from job where state = 0 and waits_for = 1)
                           or exists (select 1 from approval where granted_at is null and expires_at <= ?1)",
             )
             .bind(micros(now))
