@@ -1,12 +1,14 @@
 //! The upkeep: what it asks the ledger, and what it does when the ledger was away.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use queue::clock::earlier;
 use queue::ledger::Claim;
 use queue::retry::RetryPolicy;
 use schemars::JsonSchema;
-use schemas::{JobState, WorkerId};
+use schemas::{ApprovalPolicy, JobState, NewJob, Role, WorkerId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tests::porter::{LEASE, Porter, eventually};
@@ -60,6 +62,26 @@ async fn who_was_put_off_is_due_when_its_time_comes_and_not_at_the_next_round() 
     porter.stop().await;
 }
 
+#[tokio::test]
+async fn whom_nobody_consents_to_in_time_is_cancelled() {
+    let mut porter = Porter::start(jobs::registry()).await;
+    let asks = ApprovalPolicy { count: NonZeroU32::MIN, role: Role::Operator, within: LEASE, own: false };
+    let job = NewJob { approval: Some(asks), ..porter.job("noop", &json!({})).unwrap() };
+    let id = porter.queue.enqueue(job).await.unwrap().id();
+    porter.wait(id, JobState::Cancelled).await;
+    porter.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_went_wrong_is_put_right() {
+    let mut porter = Porter::start(jobs::registry()).await;
+    let clock = porter.queue.clock();
+    clock.correct(earlier(clock.now(), Duration::from_hours(1)));
+    let stands_still = clock.now();
+    eventually("it goes on", async || (clock.now() > stands_still).then_some(())).await;
+    porter.stop().await;
+}
+
 /// Sleeps forty times.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct Sleepy {}
@@ -75,6 +97,8 @@ impl Handler for Sleepy {
         if cx.job().attempt.number > 40 {
             return Ok(Value::Null);
         }
+        // For longer than until the look that follows a promotion: it must be told of each time.
+        tokio::time::sleep(Duration::from_millis(30)).await;
         Err(Failure::Snooze { wait: Duration::from_millis(20), reason: "not yet".to_owned() })
     }
 }

@@ -80,10 +80,12 @@ async fn who_waits_for_the_end_of_a_pause_is_told_of(t: TestLedger) {
 async fn who_waited_too_long_for_consent_is_told_of_once(t: TestLedger) {
     let policy =
         ApprovalPolicy { count: NonZeroU32::MIN, role: Role::Operator, within: Duration::from_hours(1), own: false };
-    let job = t.enqueue(&[NewJob { approval: Some(policy), ..t.job() }]).await[0];
+    let asking = || NewJob { approval: Some(policy.clone()), ..t.job() };
+    let jobs = t.enqueue(&[asking(), asking()]).await;
+    t.ledger.approve(jobs[0], Role::Operator, &ada(), t.now()).await.unwrap();
     assert!(!chores(&t).await.has_waiting);
     t.clock.advance(Duration::from_hours(1));
     assert!(chores(&t).await.has_waiting);
     t.ledger.review(100, t.now()).await.unwrap();
-    assert_eq!((t.state(job).await, chores(&t).await.has_waiting), (JobState::Cancelled, false));
+    assert_eq!((t.state(jobs[1]).await, chores(&t).await.has_waiting), (JobState::Cancelled, false));
 }
