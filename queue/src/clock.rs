@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta};
 use schemas::Timestamp;
 
+/// A sample that was asked for longer ago says too little. Where a process was stopped before it read the answer, that is as
+/// old as the stop was long.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Tells the ledger's time. Cheap to clone; all clones tell the same time.
 #[derive(Clone, Debug)]
 pub struct LedgerClock(Arc<Source>);
@@ -49,9 +53,11 @@ impl LedgerClock {
         DateTime::from_timestamp_micros(micros).unwrap_or_default()
     }
 
-    /// Takes a new sample of the ledger's time.
-    pub fn correct(&self, now: Timestamp) {
-        if let Source::Sampled { origin, at_origin, .. } = &*self.0 {
+    /// Takes a new sample of the ledger's time, unless its answer took too long.
+    pub fn correct(&self, now: Timestamp, took: Duration) {
+        if let Source::Sampled { origin, at_origin, .. } = &*self.0
+            && took < FRESH
+        {
             at_origin.store(now.timestamp_micros() - micros_since(*origin), Ordering::Relaxed);
         }
     }
@@ -90,16 +96,23 @@ mod tests {
     fn a_sample_that_lies_in_the_past_does_not_turn_time_back() {
         let clock = LedgerClock::sampled(at(1000));
         let before = clock.now();
-        clock.correct(at(10));
+        clock.correct(at(10), Duration::ZERO);
         assert!(clock.now() >= before);
-        clock.correct(at(2000));
+        clock.correct(at(2000), Duration::ZERO);
         assert!(clock.now() >= at(2000));
+    }
+
+    #[test]
+    fn a_sample_whose_answer_took_long_is_not_taken() {
+        let clock = LedgerClock::sampled(at(1000));
+        clock.correct(at(2000), FRESH);
+        assert!(clock.now() < at(2000));
     }
 
     #[test]
     fn a_clock_by_hand_moves_only_when_it_is_moved() {
         let clock = LedgerClock::by_hand(at(1000));
-        clock.correct(at(5000));
+        clock.correct(at(5000), Duration::ZERO);
         assert_eq!(clock.now(), at(1000));
         clock.clone().advance(Duration::from_secs(5));
         assert_eq!(clock.now(), at(1005));

@@ -84,7 +84,8 @@ impl Turns {
 
     /// Asks what there is to do, takes the ledger's time from the answer, and does it.
     async fn look(&mut self, queue: &Queue) {
-        let is_round = self.round <= Instant::now();
+        let asked = Instant::now();
+        let is_round = self.round <= asked;
         let chores = said(queue.ledger().chores(queue.clock().now()).await, "tell what there is to do");
         if is_round {
             self.round = Instant::now() + ROUND;
@@ -94,7 +95,7 @@ impl Turns {
             self.was_away = true;
             return;
         };
-        queue.clock().correct(chores.time);
+        queue.clock().correct(chores.time, asked.elapsed());
         if let Some(due) = chores.next_due {
             self.wait_or_promote(queue, due).await;
         }

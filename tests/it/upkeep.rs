@@ -76,7 +76,7 @@ async fn whom_nobody_consents_to_in_time_is_cancelled() {
 async fn a_clock_that_went_wrong_is_put_right() {
     let mut porter = Porter::start(jobs::registry()).await;
     let clock = porter.queue.clock();
-    clock.correct(earlier(clock.now(), Duration::from_hours(1)));
+    clock.correct(earlier(clock.now(), Duration::from_hours(1)), Duration::ZERO);
     let stands_still = clock.now();
     eventually("it goes on", async || (clock.now() > stands_still).then_some(())).await;
     porter.stop().await;
