@@ -14,10 +14,10 @@ use crate::forgetting::Forgetting;
 use crate::kill_point::reached;
 use crate::ledger::LedgerError;
 
-/// A round at least so often: other processes put jobs off as well, and a lease is rescued at most so much later than it
+/// There is a round so often: other processes put jobs off as well, and a lease is rescued at most so much later than it
 /// ended.
 const ROUND: Duration = Duration::from_secs(5);
-/// What waits at the door is reviewed in each of so many rounds.
+/// One round in so many reviews what waits at the door.
 const REVIEW_EVERY: u64 = 2;
 /// Between two looks at the least: what is due may be locked by another promoter.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -53,14 +53,15 @@ pub(crate) async fn run(queue: &Queue, put_off: &Notify, mut forgetting: Forgett
 }
 
 struct Turns {
-    /// When it is looked what there is to do: when the next job is due, and in each round.
+    /// The next look at what there is to do: when a job is due, and in each round.
     look: Instant,
+    /// The next round: beside what is due, what was left behind and what waits.
     round: Instant,
-    /// How many there were while the ledger answered.
+    /// Rounds so far in which the ledger answered.
     rounds: u64,
     prune: Instant,
     forget: Instant,
-    /// Whether the ledger was away at the last round.
+    /// Whether the ledger was away in the last round, or since.
     was_away: bool,
 }
 

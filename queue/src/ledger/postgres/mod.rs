@@ -52,7 +52,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// A call fails where no connection can be had in this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// For the writers that make batches, one each, the consumers, and what is done all the time while nothing happens.
+/// For the writers that make batches, one each, the consumers, and what is done at regular times.
 const KEPT: usize = 8;
 
 /// For the heart, and what is no single statement and is done now and then.

@@ -49,7 +49,8 @@ impl Upkeep for Postgres {
             let (is_standby, time, next_due, has_orphans, has_waiting) = asked.map_err(unavailable)?;
             if is_standby {
                 // Asked so often that it always counts as used, this connection would never be asked what it leads to.
-                return Err(LedgerError::Unavailable(sqlx::Error::Protocol("the server is a standby".to_owned())));
+                let what = "the server is a standby; let `queue.ledger` lead to the primary";
+                return Err(LedgerError::Unavailable(sqlx::Error::Configuration(what.into())));
             }
             hot.keep();
             Ok(Chores { time: moment(time), next_due: next_due.map(moment), has_orphans, has_waiting })
